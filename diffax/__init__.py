@@ -1,0 +1,27 @@
+"""diffax: diffusion models as small pure functions over log-SNR, in JAX.
+
+Four nouns: a `schedules.Schedule` (where the noise is), a `preconditioning.Preconditioning` (what the network
+predicts), a denoiser `denoise(x, sigma) -> x0`, and a `solvers.Solver`. They need jax and numpy alone. `models`,
+`training`, `data` and `metrics` need `pip install 'diffax[train]'` and are imported by name, as in
+`import diffax.models`.
+"""
+
+from diffax import guidance, losses, noise, preconditioning, schedules, solvers, weightings
+from diffax.denoiser import Denoiser, denoiser, gaussian_mixture
+from diffax.sample import sample
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Denoiser",
+    "denoiser",
+    "gaussian_mixture",
+    "guidance",
+    "losses",
+    "noise",
+    "preconditioning",
+    "sample",
+    "schedules",
+    "solvers",
+    "weightings",
+]

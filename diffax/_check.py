@@ -1,0 +1,36 @@
+"""Checks of constructor arguments: one clear sentence now instead of a NaN later.
+
+Values that JAX is tracing (learned parameters, arguments of a jitted function) have no value yet and pass unchecked.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+__all__ = ["concrete", "finite", "less", "positive"]
+
+
+def concrete(*values: Any) -> bool:
+    """True when no value, nor any leaf of one, is being traced by JAX."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
+
+
+def finite(name: str, value: Any) -> None:
+    """Raise ValueError unless every entry of `value` is a finite number."""
+    if concrete(value) and not np.isfinite(np.asarray(value, np.float64)).all():
+        raise ValueError(f"{name} = {value}: must be finite")
+
+
+def positive(name: str, value: Any) -> None:
+    """Raise ValueError unless every entry of `value` is finite and > 0."""
+    if concrete(value):
+        array = np.asarray(value, np.float64)
+        if not (np.isfinite(array).all() and (array > 0).all()):
+            raise ValueError(f"{name} = {value}: must be positive and finite")
+
+
+def less(low_name: str, low: Any, high_name: str, high: Any) -> None:
+    """Raise ValueError unless `low` < `high` everywhere."""
+    if concrete(low, high) and not np.all(np.asarray(low) < np.asarray(high)):
+        raise ValueError(f"{low_name} = {low}: must be less than {high_name} = {high}")

@@ -1,0 +1,75 @@
+"""What the rest of diffax sees of a network: two pure functions.
+
+    params = network.init(key)
+    F = network.apply(params, x, c_noise, cond)                  # deterministic
+    F = network.apply(params, x, c_noise, cond, key=dropout_key)  # training: dropout is on
+
+params is a plain nested dict of arrays, x and F are [batch, ...] float, c_noise is [batch], cond is whatever the
+network is conditioned on (or None). Adapters make one from a Flax Linen or a Flax NNX module.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import nnx
+from jax import Array
+
+__all__ = ["Network", "from_linen", "from_nnx"]
+
+
+class Network(NamedTuple):
+    """init(key) -> params; apply(params, x, c_noise, cond, key=None) -> F."""
+
+    init: Callable[[Array], Any]
+    apply: Callable[..., Array]
+
+
+def from_linen(module: nn.Module, shape: tuple[int, ...], cond: Any = None) -> Network:
+    """A Linen module called as module(x, c_noise, cond, train=bool).
+
+    Args:
+      module: has parameters only (no batch statistics), and draws its dropout from the rng named "dropout".
+      shape: of one sample, e.g. (height, width, channels).
+      cond: a condition of a batch of one, to initialise with, or None.
+    """
+
+    def init(key: Array) -> Any:
+        x, c_noise = jnp.zeros((1, *shape)), jnp.zeros(1)
+        return module.init(key, x, c_noise, cond, train=False)["params"]
+
+    def apply(params: Any, x: Array, c_noise: Array, cond: Any = None, *, key: Array | None = None) -> Array:
+        rngs = None if key is None else {"dropout": key}
+        return module.apply({"params": params}, x, c_noise, cond, train=key is not None, rngs=rngs)  # type: ignore
+
+    return Network(init, apply)
+
+
+def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
+    """An NNX module called as module(x, c_noise, cond), built by make(rngs).
+
+    It is split into a static graph and a plain dict of its nnx.Param, and put together again at each call: inside
+    jax.jit, as in the train step, that costs nothing. A key turns its dropout on (`module.train()`) and seeds it.
+    """
+    graph, _, rest = nnx.split(make(nnx.Rngs(0)), nnx.Param, ...)  # type: ignore[misc]  # rest: rng counters
+
+    def init(key: Array) -> Any:
+        params = nnx.to_pure_dict(nnx.state(make(nnx.Rngs(key)), nnx.Param))
+        return _string_keys(params)
+
+    def apply(params: Any, x: Array, c_noise: Array, cond: Any = None, *, key: Array | None = None) -> Array:
+        module = nnx.merge(graph, nnx.State(nnx.restore_int_paths(params)), rest)
+        if key is None:
+            module.eval()
+        else:
+            module.train()
+            nnx.reseed(module, default=key)
+        return module(x, c_noise, cond)
+
+    return Network(init, apply)
+
+
+def _string_keys(tree: Any) -> Any:
+    """NNX numbers the layers of a list with ints; checkpoints and sorted paths want strings."""
+    return {str(k): _string_keys(v) for k, v in tree.items()} if isinstance(tree, dict) else tree

@@ -1,0 +1,1 @@
+"""Training: the step, its optimizer and average, where arrays live, checkpoints, metrics, and the summary of a run."""

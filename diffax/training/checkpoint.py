@@ -1,0 +1,87 @@
+"""Checkpoints through Orbax: asynchronous, atomic, and checked when they are read.
+
+A checkpoint of step k is the directory WORKDIR/checkpoints/k with four items: `state` (step, parameters, optimizer),
+`ema`, `data` (the position of the input pipeline) and `meta` (JSON). Orbax writes into a temporary directory and
+renames it when all is there, so a killed process leaves either a whole checkpoint or none.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from grain.checkpoint import CheckpointRestore, CheckpointSave
+
+from diffax.training.step import TrainState
+
+__all__ = ["CheckpointError", "latest_step", "manager", "restore", "restore_ema", "save"]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message names it and says what can be done."""
+
+
+def manager(workdir: str | Path, *, keep: int | None = 3, read_only: bool = False) -> ocp.CheckpointManager:
+    """Orbax's manager of WORKDIR/checkpoints, keeping the last `keep` checkpoints (None: all)."""
+    if keep is not None and keep < 1:
+        raise ValueError(f"keep = {keep}: must be at least 1, or None to keep every checkpoint")
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=not read_only, read_only=read_only)
+    return ocp.CheckpointManager(Path(workdir).resolve() / "checkpoints", options=options)
+
+
+def latest_step(checkpoints: ocp.CheckpointManager) -> int | None:
+    """The step of the newest complete checkpoint, or None where there is none."""
+    return checkpoints.latest_step()
+
+
+def save(checkpoints: ocp.CheckpointManager, state: TrainState, data: Iterator, meta: dict[str, Any]) -> None:
+    """Starts saving in the background; the arrays are copied before this returns, so the state may be donated."""
+    args = ocp.args.Composite(
+        state=ocp.args.StandardSave(state._replace(ema=None)),
+        ema=ocp.args.StandardSave(state.ema),
+        data=CheckpointSave(data),
+        meta=ocp.args.JsonSave(meta),
+    )
+    checkpoints.save(int(state.step), args=args)
+
+
+def restore(checkpoints: ocp.CheckpointManager, like: TrainState, data: Iterator) -> TrainState:
+    """The newest checkpoint, placed as `like` is; `data` is moved to the position of its batches.
+
+    Raises: CheckpointError if it is damaged or of another model, with nothing changed on disk.
+    """
+    items = ocp.args.Composite(
+        state=ocp.args.StandardRestore(_abstract(like._replace(ema=None))),
+        ema=ocp.args.StandardRestore(_abstract(like.ema)),
+        data=CheckpointRestore(data),
+    )
+    restored = _restore(checkpoints, items)
+    return restored["state"]._replace(ema=restored["ema"])
+
+
+def restore_ema(checkpoints: ocp.CheckpointManager, like: Any) -> Any:
+    """The averaged parameters of the newest checkpoint, placed as `like` is. Raises as `restore` does."""
+    return _restore(checkpoints, ocp.args.Composite(ema=ocp.args.StandardRestore(_abstract(like))))["ema"]
+
+
+def _restore(checkpoints: ocp.CheckpointManager, items: ocp.args.Composite) -> Any:
+    step = checkpoints.latest_step()
+    try:
+        return checkpoints.restore(step, args=items)
+    except Exception as error:  # Orbax, TensorStore and JSON each fail in their own way on the same damage
+        older = sorted((s for s in checkpoints.all_steps() if s != step), reverse=True)
+        remedy = f"move it away to go on from step {older[0]}" if older else "it is the only one there"
+        raise CheckpointError(
+            f"checkpoint {checkpoints.directory / str(step)} cannot be read, so it is damaged or of another model; "
+            f"{remedy} ({type(error).__name__}: {_first_line(error)})"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else "no further message"
+
+
+def _abstract(tree: Any) -> Any:
+    return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)

@@ -1,0 +1,66 @@
+"""Metrics of a training run, as CLU collections: they are gathered on the device and read when they are logged."""
+
+from typing import Any
+
+import flax
+import jax.numpy as jnp
+import numpy as np
+from clu import metrics
+from jax import Array
+
+__all__ = ["LEVEL_EDGES", "LossPerLevel", "TrainMetrics", "scalars"]
+
+LEVEL_EDGES = tuple(range(-12, 15, 3))
+"""Edges of the logSNR bins in which the loss is reported; the first and the last bin also hold what lies outside."""
+
+
+@flax.struct.dataclass
+class LossPerLevel(metrics.Metric):
+    """The mean loss in bins of logSNR: where along the noise levels the model is good and where it is not."""
+
+    total: Array
+    count: Array
+
+    @classmethod
+    def empty(cls) -> "LossPerLevel":
+        bins = len(LEVEL_EDGES) - 1
+        return cls(total=jnp.zeros(bins), count=jnp.zeros(bins))
+
+    @classmethod
+    def from_model_output(cls, *, sample_loss: Array, logsnr: Array, **_: Any) -> "LossPerLevel":
+        """sample_loss, logsnr: [batch]."""
+        bins = len(LEVEL_EDGES) - 1
+        index = jnp.clip(jnp.searchsorted(jnp.asarray(LEVEL_EDGES), logsnr, side="right") - 1, 0, bins - 1)
+        member = index[:, None] == jnp.arange(bins)
+        # where, not a product: a NaN must stay in its own bin
+        return cls(total=jnp.where(member, sample_loss[:, None], 0).sum(0), count=member.sum(0).astype(jnp.float32))
+
+    def merge(self, other: "LossPerLevel") -> "LossPerLevel":
+        return LossPerLevel(total=self.total + other.total, count=self.count + other.count)
+
+    def compute(self) -> Array:
+        """[bins] mean losses, NaN where no sample fell."""
+        return self.total / self.count
+
+
+@flax.struct.dataclass
+class TrainMetrics(metrics.Collection):
+    """loss and gradient norm, averaged over steps, and the loss per logSNR bin."""
+
+    loss: metrics.Average.from_output("loss")  # type: ignore[valid-type]
+    grad_norm: metrics.Average.from_output("grad_norm")  # type: ignore[valid-type]
+    levels: LossPerLevel
+
+
+def scalars(collection: metrics.Collection) -> dict[str, float]:
+    """A collection as flat, named numbers; bins without a sample are left out."""
+    out = {}
+    for name, value in collection.compute().items():
+        value = np.asarray(value)
+        if value.ndim == 0:
+            out[name] = float(value)
+        else:
+            bins = zip(LEVEL_EDGES[:-1], LEVEL_EDGES[1:], value, strict=True)
+            counts = np.asarray(getattr(collection, name).count)
+            out |= {f"{name}/logsnr_{a}_to_{b}": float(v) for (a, b, v), c in zip(bins, counts, strict=True) if c}
+    return out

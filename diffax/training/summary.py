@@ -1,0 +1,34 @@
+"""The end of a run in a few lines: what two runs are compared by."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+__all__ = ["fingerprint", "write_json"]
+
+
+def fingerprint(tree: Any) -> str:
+    """SHA-256 over the leaves of a tree of arrays: sorted path order, raw little-endian bytes.
+
+    The path of a leaf is its keys joined by "/". Equal fingerprints mean bit-identical values.
+    """
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    digest = hashlib.sha256()
+    for path in sorted(named):
+        array = np.ascontiguousarray(jax.device_get(named[path]))
+        digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+    return digest.hexdigest()
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Writes JSON whole or not at all, also if the process is killed meanwhile."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(value, indent=2) + "\n")
+    partial.replace(path)

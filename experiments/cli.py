@@ -1,0 +1,80 @@
+"""What every command does first: set JAX up for the machine it is on, and turn a user's mistake into one sentence."""
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+from absl import app, flags, logging
+
+__all__ = ["read_workdir_flag", "run", "set_up_jax"]
+
+flags.DEFINE_bool("traceback", False, "On an error show where in the code it arose, not only what is wrong.")
+
+
+def run(main: Callable[[], Any]) -> None:
+    """Parses flags and calls main(). A ValueError or OSError is a message on stderr and exit status 1."""
+
+    def guarded(argv: list[str]) -> None:
+        if len(argv) > 1:
+            _fail(f"unexpected argument {argv[1]!r}: options are written --name=value")
+        if flags.FLAGS["verbosity"].using_default_value:
+            logging.set_verbosity(logging.WARNING)  # Orbax tells each file it writes; --verbosity=0 shows it
+        try:
+            set_up_jax()
+            main()
+        except (ValueError, OSError) as error:
+            if flags.FLAGS.traceback:
+                traceback.print_exc()
+            _fail(str(error))
+        except KeyboardInterrupt:
+            _fail("interrupted")
+
+    app.run(guarded, flags_parser=_parse)
+
+
+def set_up_jax() -> None:
+    """On a CPU one JAX device per core, since a batch split over devices uses the cores better than threads inside an
+    operation do; and compiled programs are kept on disk from one run to the next.
+
+    JAX_NUM_CPU_DEVICES, XLA_FLAGS and JAX_COMPILATION_CACHE_DIR in the environment take precedence.
+    """
+    chosen = "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if not chosen:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        # A power of two, to divide usual batch sizes; more than 8 gains little on one host.
+        _update("jax_num_cpu_devices", min(8, 1 << (cores.bit_length() - 1)))
+    if not getattr(jax.config, "jax_compilation_cache_dir", None):
+        _update("jax_compilation_cache_dir", str(Path("~/.cache/diffax/xla").expanduser()))
+        _update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def read_workdir_flag(value: str | None) -> Path:
+    """The --workdir of a command that reads a finished or running training run."""
+    if not value:
+        raise ValueError("--workdir is missing: give the directory of a training run, such as --workdir=runs/digits")
+    return Path(value)
+
+
+def _update(name: str, value: Any) -> None:
+    with contextlib.suppress(RuntimeError):  # JAX is running already (in a notebook, in tests): its set-up stays
+        jax.config.update(name, value)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        _fail(str(error))
+    except (OSError, ImportError, SyntaxError, AttributeError, KeyError, TypeError, ValueError) as error:
+        # raised by a config file while it is read
+        _fail(f"the config cannot be read: {type(error).__name__}: {error}")
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(1)

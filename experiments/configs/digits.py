@@ -1,0 +1,52 @@
+"""Class-conditional diffusion on scikit-learn's handwritten digits (1,797 of 8x8 pixels): the demo.
+
+    python -m experiments.train --config experiments/configs/digits.py --workdir runs/digits
+
+EDM's recipe (Karras et al. 2022) with a small U-Net.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+
+    config.data = ml_collections.ConfigDict()
+    config.data.name = "digits"  # digits, mnist5k, fashion_mnist, or any image data set of TensorFlow Datasets
+    config.data.dir = ""  # where data sets are prepared; empty: ~/.cache/diffax or $DIFFAX_DATA_DIR
+
+    # As text, so that any composition can be given on the command line:
+    #   --config.schedule='shift(laplace(scale=0.5), by=-1)'
+    config.schedule = "edm(p_mean=-1.2, p_std=1.2)"
+    config.preconditioning = "edm(sigma_data=0.5)"
+    config.weighting = "edm(sigma_data=0.5)"
+
+    config.model = ml_collections.ConfigDict()
+    config.model.channels = 32
+    config.model.multipliers = (1, 2)  # width of each level; every further level halves the image
+    config.model.blocks = 1
+    config.model.attention = (4,)  # image heights that get self-attention
+    config.model.head_channels = 32
+    config.model.dropout = 0.0
+    config.model.label_dropout = 0.1  # share of labels hidden in training, for classifier-free guidance
+    config.model.dtype = "float32"  # of the computation; parameters are float32
+
+    config.train = ml_collections.ConfigDict()
+    config.train.steps = 2500
+    config.train.batch_size = 64
+    config.train.learning_rate = 1e-3
+    config.train.warmup_steps = 100
+    config.train.clip_norm = 1.0
+    config.train.ema_halflife = 10_000.0  # in images
+    config.train.log_every = 100
+    config.train.checkpoint_every = 500
+    config.train.sample_every = 2500
+    config.train.keep = 3  # checkpoints
+
+    config.sample = ml_collections.ConfigDict()
+    config.sample.grid = "karras(sigma_min=0.01, sigma_max=40, rho=7)"
+    config.sample.solver = "heun"
+    config.sample.steps = 12
+    config.sample.guidance = 1.5  # 1: none
+    return config

@@ -1,0 +1,94 @@
+"""Scores a trained model, writes WORKDIR/metrics.json and WORKDIR/grid.png, and prints a table.
+
+    python -m experiments.evaluate --workdir runs/digits
+
+Measured, for the averaged parameters of the newest checkpoint:
+  accuracy             share of samples of a requested class that a classifier trained on real images takes for it
+  held_out_accuracy    the same classifier on real held-out images: what can be expected at best
+  nearest_samples      median distance per pixel (grey levels) from a sample to the nearest training image, and
+  nearest_held_out     from a real held-out image to it: a model that recites its data is far below this
+  loss                 denoising loss on held-out images, and per bin of logSNR
+"""
+
+import time
+
+import jax
+import numpy as np
+from absl import flags
+
+from diffax import metrics
+from diffax.training import sharding
+from diffax.training.metrics import TrainMetrics, scalars
+from diffax.training.summary import write_json
+from experiments import cli, pictures
+from experiments import workdir as workdirs
+from experiments.generate import class_labels, generate
+from experiments.recipe import loss, sampler
+
+WORKDIR = flags.DEFINE_string("workdir", None, "The directory of a training run.")
+N = flags.DEFINE_integer("n", 500, "Number of samples to judge.")
+SEED = flags.DEFINE_integer("seed", 1, "Seed of the samples.")
+LOSS_DRAWS = 16
+"""Noise levels drawn per held-out image."""
+
+
+def main() -> None:
+    if N.value < 1:
+        raise ValueError(f"--n = {N.value}: must be at least 1")
+    workdir = cli.read_workdir_flag(WORKDIR.value)
+    config = workdirs.read_config(workdir)
+    mesh = sharding.data_mesh()
+    rec, params, step = workdirs.load_ema(workdir, config, mesh)
+    key = jax.random.key(SEED.value)
+
+    labels = class_labels(N.value, rec.num_classes)
+    draw = sampler(rec, **config.sample)
+    started = time.time()
+    images = generate(draw, params, key, labels, mesh)
+    seconds = time.time() - started
+
+    train, test = (everything(workdirs.load_dataset(config, split)) for split in ("train", "test"))
+    result = {"step": step, "samples": N.value, **config.sample, "sampling_seconds": round(seconds, 1)}
+    if rec.num_classes is not None:
+        judge = metrics.judge(train["image"], train["label"], test["image"], test["label"])
+        accuracy, confusion = metrics.accuracy(judge, images, labels)
+        result |= {"accuracy": accuracy, "held_out_accuracy": judge.held_out_accuracy}
+        result["accuracy_per_class"] = (confusion.diagonal() / np.maximum(confusion.sum(1), 1)).tolist()
+    for name, group in (("samples", images), ("held_out", test["image"][:1000])):
+        result[f"nearest_{name}"] = float(np.median(metrics.nearest_distance(group, train["image"])))
+    result["held_out"] = held_out_loss(rec, params, test, key)
+
+    columns = min(rec.num_classes or 8, 16)
+    pictures.save_png(workdir / "grid.png", pictures.grid(images[: 8 * columns], columns, levels=rec.levels))
+    write_json(workdir / "metrics.json", result)
+    print(f"\n{workdir} at step {step}, {N.value} samples, {config.sample.steps} steps of {config.sample.solver}")
+    for name in ("accuracy", "held_out_accuracy", "nearest_samples", "nearest_held_out"):
+        if name in result:
+            print(f"  {name:24} {result[name]:.4f}")
+    for name, value in result["held_out"].items():
+        print(f"  {name:24} {value:.4f}")
+    print(f"picture: {workdir / 'grid.png'}\nscores:  {workdir / 'metrics.json'}")
+
+
+def everything(dataset) -> dict[str, np.ndarray]:
+    """At most 10,000 examples, read at once."""
+    return dataset.read(np.arange(min(dataset.size, 10_000)))
+
+
+def held_out_loss(rec, params, test: dict[str, np.ndarray], key: jax.Array) -> dict[str, float]:
+    """The loss of the training objective on real images that were not trained on, without dropout."""
+
+    @jax.jit
+    def measure(batch, key):
+        value, aux = loss(rec, train=False)(params, batch, key)
+        return TrainMetrics.single_from_model_output(loss=value, grad_norm=0.0, sample_loss=aux.loss, logsnr=aux.logsnr)
+
+    batch = {name: values[:1000] for name, values in test.items()}
+    total = TrainMetrics.empty()
+    for draw in range(LOSS_DRAWS):
+        total = total.merge(measure(batch, jax.random.fold_in(key, draw)))
+    return {name: value for name, value in scalars(total).items() if name != "grad_norm"}
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,53 @@
+"""Many images from a compiled sampler: in batches, over all devices, with a progress bar."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from diffax.training.sharding import put_batch, replicated
+
+__all__ = ["class_labels", "generate"]
+
+
+def class_labels(n: int, num_classes: int | None, chosen: list[int] | None = None) -> np.ndarray:
+    """n labels that go round the chosen classes (all by default); zeros for data without classes. [n] int32."""
+    if num_classes is None:
+        if chosen:
+            raise ValueError(f"--label = {chosen}: the model has no classes to ask for")
+        return np.zeros(n, np.int32)
+    classes = chosen if chosen else list(range(num_classes))
+    if bad := [c for c in classes if not 0 <= c < num_classes]:
+        raise ValueError(f"--label = {bad}: classes go from 0 to {num_classes - 1}")
+    return np.resize(np.asarray(classes, np.int32), n)
+
+
+def generate(
+    sampler: Callable[[Any, Array, Array, Array], Array],
+    params: Any,
+    key: Array,
+    labels: np.ndarray,
+    mesh: Mesh,
+    *,
+    batch_size: int = 128,
+    progress: bool = True,
+) -> np.ndarray:
+    """One image a label, uint8 [n, height, width, channels]. Image i depends on the key and on i alone, not on the
+    batch it is made in. (Under several processes each makes all of them.)
+    """
+    n = len(labels)
+    # One shape for all batches, so one compilation: the last one is padded.
+    batch_size = -(-min(batch_size, n) // mesh.size) * mesh.size
+    out = []
+    with tqdm(total=n, unit=" images", desc="sampling", disable=not progress, mininterval=0.5) as bar:
+        for start in range(0, n, batch_size):
+            index = np.arange(start, start + batch_size, dtype=np.int32)
+            label = labels[np.minimum(index, n - 1)]
+            images = sampler(params, jax.device_put(key, replicated(mesh)), *put_batch((index, label), mesh))
+            out.append(np.asarray(images)[: n - start])
+            bar.update(len(out[-1]))
+    return np.concatenate(out)

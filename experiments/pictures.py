@@ -1,0 +1,35 @@
+"""Images for people: sample grids as PNG."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+__all__ = ["grid", "save_png"]
+
+
+def grid(images: np.ndarray, columns: int, *, levels: int = 256, min_side: int = 40, gap: int = 2) -> np.ndarray:
+    """Images [n, height, width, 1 or 3] with values in [0, levels - 1], row by row -> one uint8 picture [H, W, 3].
+
+    Small images are enlarged by whole factors until a side is at least min_side pixels.
+    """
+    n, height, width, _channels = images.shape
+    factor = max(1, -(-min_side // min(height, width)))
+    scaled = np.round(images * (255 / (levels - 1))).astype(np.uint8)
+    scaled = scaled.repeat(factor, axis=1).repeat(factor, axis=2)
+    rows = -(-n // columns)
+    cell_h, cell_w = height * factor + gap, width * factor + gap
+    picture = np.full((rows * cell_h + gap, columns * cell_w + gap, 3), 128, np.uint8)
+    for i, image in enumerate(scaled):
+        top, left = gap + (i // columns) * cell_h, gap + (i % columns) * cell_w
+        picture[top : top + height * factor, left : left + width * factor] = image  # one channel spreads to three
+    return picture
+
+
+def save_png(path: str | Path, picture: np.ndarray) -> None:
+    """Writes a uint8 picture [H, W, 3] as PNG, whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    Image.fromarray(picture).save(partial, format="PNG")
+    partial.replace(path)

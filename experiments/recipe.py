@@ -1,0 +1,113 @@
+"""From a config to the objects it names: network, schedule, loss, sampler. Shared by all commands."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from jax import Array
+
+import diffax as dx
+from diffax import data, models
+from diffax.losses import Aux
+from diffax.preconditioning import Preconditioning
+from diffax.schedules import Schedule
+from diffax.weightings import Weighting
+from experiments.expressions import build
+
+__all__ = ["Recipe", "loss", "recipe", "sampler"]
+
+
+class Recipe(NamedTuple):
+    """What a config and its data set say; label_dropout is 0 for data without classes."""
+
+    network: models.Network
+    schedule: Schedule
+    preconditioning: Preconditioning
+    weighting: Weighting
+    shape: tuple[int, int, int]
+    levels: int
+    num_classes: int | None
+    label_dropout: float
+
+
+def recipe(config: ml_collections.ConfigDict, dataset: data.Dataset) -> Recipe:
+    """Builds and thereby checks everything before any work is done. Raises ValueError naming the field at fault."""
+    model = dict(config.model)
+    label_dropout = model.pop("label_dropout")
+    dtype = model.pop("dtype")
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"config.model.dtype = {dtype!r}: must be 'float32' or 'bfloat16'")
+    if not 0 <= label_dropout <= 1:
+        raise ValueError(f"config.model.label_dropout = {label_dropout}: must lie in [0, 1]")
+    try:
+        network = models.unet(dataset.image_shape, num_classes=dataset.num_classes, dtype=jnp.dtype(dtype), **model)
+    except ValueError as error:
+        raise ValueError(f"config.model: {error}") from error
+    return Recipe(
+        network,
+        build("config.schedule", config.schedule, dx.schedules),
+        build("config.preconditioning", config.preconditioning, dx.preconditioning),
+        build("config.weighting", config.weighting, dx.weightings),
+        dataset.image_shape,
+        dataset.levels,
+        dataset.num_classes,
+        label_dropout,
+    )
+
+
+def loss(recipe: Recipe, *, train: bool) -> Callable[[Any, Any, Array], tuple[Array, Aux]]:
+    """loss(params, batch, key), batch as the data set reads it. train: with dropout of labels and units."""
+
+    def function(params: Any, batch: Any, key: Array) -> tuple[Array, Aux]:
+        noise_key, label_key, dropout_key = jax.random.split(key, 3)
+        x0 = data.to_unit(batch["image"], recipe.levels)
+        label, apply = None, recipe.network.apply
+        if recipe.num_classes is not None:
+            label = batch["label"]
+            if train:
+                label = dx.guidance.drop_label(label_key, label, recipe.num_classes, recipe.label_dropout)
+        if train:
+            apply = jax.tree_util.Partial(apply, key=dropout_key)
+        return dx.losses.denoising(
+            apply,
+            params,
+            noise_key,
+            x0,
+            label,
+            schedule=recipe.schedule,
+            preconditioning=recipe.preconditioning,
+            weighting=recipe.weighting,
+        )
+
+    return function
+
+
+def sampler(
+    recipe: Recipe, *, grid: str, solver: str, steps: int, guidance: float
+) -> Callable[[Any, Array, Array, Array], Array]:
+    """A compiled sampler(params, key, index, label) -> images [batch, height, width, channels] uint8.
+
+    Sample number i starts from noise of fold_in(key, i): index and label are [batch] int.
+    """
+    sigmas = dx.schedules.sigmas(build("grid", grid, dx.schedules), steps)
+    method = build("solver", solver, dx.solvers)
+
+    @jax.jit
+    def sample(params: Any, key: Array, index: Array, label: Array) -> Array:
+        def denoiser(cond: Array | None) -> dx.Denoiser:
+            return dx.denoiser(recipe.network.apply, params, recipe.preconditioning, cond)
+
+        if recipe.num_classes is None:
+            denoise = denoiser(None)
+        else:
+            denoise = denoiser(label)
+            if guidance != 1:
+                unlabelled = jnp.full_like(label, recipe.num_classes)
+                denoise = dx.guidance.classifier_free(denoise, denoiser(unlabelled), guidance)
+        start_key, solver_key = jax.random.split(key)
+        x = sigmas[0] * dx.noise.normal(start_key, index, recipe.shape)
+        return data.from_unit(dx.sample(denoise, x, sigmas, solver=method, key=solver_key), recipe.levels)
+
+    return sample

@@ -1,0 +1,200 @@
+"""Trains a diffusion model.
+
+    python -m experiments.train --config experiments/configs/digits.py --workdir runs/digits
+
+Run the same line again to resume from the last checkpoint, or to find that the run is complete. Every field of the
+config can be overridden, as in --config.train.steps=5000. The resolved config is kept in WORKDIR/config.json,
+checkpoints in WORKDIR/checkpoints, TensorBoard events in WORKDIR, sample grids in WORKDIR/samples, and the end in
+WORKDIR/summary.json.
+"""
+
+import collections
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+from clu import parameter_overview
+from ml_collections import config_flags
+from tqdm import tqdm
+
+from diffax import data
+from diffax.training import checkpoint, sharding
+from diffax.training.metrics import TrainMetrics, scalars
+from diffax.training.optimizer import adam
+from diffax.training.step import TrainState, init_state, train_step
+from diffax.training.summary import fingerprint, write_json
+from diffax.training.writers import create_writer
+from experiments import cli, pictures
+from experiments import workdir as workdirs
+from experiments.generate import class_labels, generate
+from experiments.recipe import loss, recipe, sampler
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The config file of the experiment.", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "The directory of the run; made if it is not there.")
+
+
+def main() -> None:
+    config = CONFIG.value
+    if config is None:
+        raise ValueError("--config is missing: give a file such as --config=experiments/configs/digits.py")
+    if not WORKDIR.value:
+        raise ValueError("--workdir is missing: give a directory for the run, such as --workdir=runs/digits")
+    train(config, Path(WORKDIR.value))
+
+
+def train(config, workdir: Path) -> dict:
+    """Trains to config.train.steps, from where the workdir stands, and returns the summary."""
+    started = time.time()
+    for field in ("steps", "batch_size", "log_every", "checkpoint_every", "sample_every", "keep"):
+        if config.train[field] < 1:
+            raise ValueError(f"config.train.{field} = {config.train[field]}: must be at least 1")
+    lead = jax.process_index() == 0
+
+    # ---- what the config names; all of it is checked before anything is written ----
+    dataset = workdirs.load_dataset(config, "train")
+    rec = recipe(config, dataset)
+    draw = sampler(rec, **config.sample)
+    mesh = sharding.data_mesh()
+    optimizer = adam(
+        config.train.learning_rate, warmup_steps=config.train.warmup_steps, clip_norm=config.train.clip_norm
+    )
+    step = train_step(
+        loss(rec, train=True),
+        optimizer,
+        mesh,
+        batch_size=config.train.batch_size,
+        ema_halflife=config.train.ema_halflife,
+    )
+    workdirs.claim(workdir, config)
+
+    # ---- the state: where the last checkpoint stands, or new ----
+    checkpoints = checkpoint.manager(workdir, keep=config.train.keep)
+    start = checkpoint.latest_step(checkpoints) or 0
+    if start > config.train.steps:
+        raise ValueError(
+            f"config.train.steps = {config.train.steps}: {workdir} has already been trained to step {start}; "
+            "give at least that"
+        )
+    if start == config.train.steps and (workdir / "summary.json").exists():
+        summary = json.loads((workdir / "summary.json").read_text())
+        if summary["step"] == start:
+            print(f"{workdir} is complete.\n{_table(summary)}")
+            return summary
+    init_key, step_key, sample_key = jax.random.split(jax.random.key(config.seed), 3)
+    batches = data.batches(
+        dataset,
+        config.train.batch_size,
+        config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    if start == 0:
+        state = init_state(rec.network.init, optimizer, init_key, mesh)
+        if lead:
+            (workdir / "parameters.txt").write_text(parameter_overview.get_parameter_overview(state.params) + "\n")
+    else:
+        like = jax.eval_shape(lambda key: init_state(rec.network.init, optimizer, key, mesh), init_key)
+        like = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding.replicated(mesh)), like)
+        state = checkpoint.restore(checkpoints, like, batches)
+    count = sum(p.size for p in jax.tree.leaves(state.params))
+    print(
+        f"{dataset.name}: {dataset.size} images {'x'.join(map(str, dataset.image_shape))}; {count:,} parameters; "
+        f"{mesh.size} {jax.devices()[0].platform} device(s); step {start} of {config.train.steps}",
+        flush=True,
+    )
+
+    # ---- the loop ----
+    writer = create_writer(workdir, just_logging=not lead)
+    metrics = jax.device_put(TrainMetrics.empty(), sharding.replicated(mesh))
+    recent: dict[str, float] = {}
+    running: collections.deque[jax.Array] = (
+        collections.deque()
+    )  # losses of the steps under way: the host runs at most two steps ahead
+    clock, clock_step = time.time(), start
+    bar = tqdm(
+        total=config.train.steps,
+        initial=start,
+        desc="training",
+        unit="step",
+        disable=not lead,
+        mininterval=0.5 if sys.stderr.isatty() else 15,
+    )
+    with bar:
+        for k in range(start + 1, config.train.steps + 1):
+            state, metrics, value = step(state, metrics, sharding.put_batch(next(batches), mesh), step_key)
+            running.append(value)
+            if len(running) > 2:
+                running.popleft().block_until_ready()
+            bar.update()
+
+            last = k == config.train.steps
+            saving = last or k % config.train.checkpoint_every == 0
+            if saving or k % config.train.log_every == 0:
+                recent = scalars(metrics)
+                _stop_if_not_finite(recent, k, checkpoints)
+                metrics = jax.device_put(TrainMetrics.empty(), sharding.replicated(mesh))
+                speed = (k - clock_step) * config.train.batch_size / (time.time() - clock)
+                writer.write_scalars(k, {f"train/{n}": v for n, v in recent.items()} | {"images_per_second": speed})
+                bar.set_postfix_str(f"loss {recent['loss']:.4f}, {speed:.0f} images/s")
+            if saving:
+                checkpoint.save(checkpoints, state, batches, {"images": k * config.train.batch_size})
+            if last or k % config.train.sample_every == 0:
+                _write_samples(workdir, k, draw, state, sample_key, rec, mesh, writer if lead else None)
+            if saving or k % config.train.log_every == 0:
+                clock, clock_step = time.time(), k  # speed is that of the steps, not of saving
+        bar.refresh()
+    checkpoints.wait_until_finished()
+    writer.close()
+
+    # ---- the summary ----
+    summary = {
+        "step": int(state.step),
+        "images": int(state.step) * config.train.batch_size,
+        "wall_seconds": round(time.time() - started, 1),
+        "resumed_from_step": start,
+        "losses": recent,
+        "sha256_params": fingerprint(state.params),
+        "sha256_ema": fingerprint(state.ema),
+    }
+    if lead:
+        write_json(workdir / "summary.json", summary)
+        print(_table(summary))
+    return summary
+
+
+def _stop_if_not_finite(recent: dict[str, float], k: int, checkpoints) -> None:
+    """Ends the run before a broken state is saved."""
+    if math.isfinite(recent["loss"]) and math.isfinite(recent["grad_norm"]):
+        return
+    checkpoints.wait_until_finished()
+    raise ValueError(
+        f"the loss ({recent['loss']}) or the gradient norm ({recent['grad_norm']}) is not finite at step {k}; the last "
+        f"checkpoint, of step {checkpoint.latest_step(checkpoints)}, is untouched. Lower config.train.learning_rate or "
+        "config.train.clip_norm, or look at the data"
+    )
+
+
+def _write_samples(workdir: Path, k: int, draw, state: TrainState, key, rec, mesh, writer) -> None:
+    """A grid of samples of the averaged parameters, one class a column, to WORKDIR/samples and to TensorBoard."""
+    columns = min(rec.num_classes or 8, 16)
+    labels = class_labels(8 * columns, rec.num_classes, list(range(columns)) if rec.num_classes else None)
+    images = generate(draw, state.ema, key, labels, mesh, progress=False)
+    picture = pictures.grid(images, columns, levels=rec.levels)
+    if writer is not None:
+        pictures.save_png(workdir / "samples" / f"step_{k:08d}.png", picture)
+        writer.write_images(k, {"samples": picture[np.newaxis]})
+
+
+def _table(summary: dict) -> str:
+    lines = [f"  {name:20} {value}" for name, value in summary.items() if name != "losses"]
+    lines += [f"  {name:20} {value:.5f}" for name, value in summary["losses"].items()]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    cli.run(main)
