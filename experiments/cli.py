@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
-from absl import app, flags, logging
+from absl import app, flags
 
 __all__ = ["read_workdir_flag", "run", "set_up_jax"]
 
@@ -22,8 +22,6 @@ def run(main: Callable[[], Any]) -> None:
     def guarded(argv: list[str]) -> None:
         if len(argv) > 1:
             _fail(f"unexpected argument {argv[1]!r}: options are written --name=value")
-        if flags.FLAGS["verbosity"].using_default_value:
-            logging.set_verbosity(logging.WARNING)  # Orbax tells each file it writes; --verbosity=0 shows it
         try:
             set_up_jax()
             main()
@@ -67,7 +65,10 @@ def _update(name: str, value: Any) -> None:
 
 def _parse(argv: list[str]) -> list[str]:
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
+        if flags.FLAGS["verbosity"].using_default_value:
+            flags.FLAGS["verbosity"].value = -2  # errors only: Orbax reports each file; --verbosity=0 shows it all
+        return rest
     except flags.Error as error:
         _fail(str(error))
     except (OSError, ImportError, SyntaxError, AttributeError, KeyError, TypeError, ValueError) as error:

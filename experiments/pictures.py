@@ -8,7 +8,7 @@ from PIL import Image
 __all__ = ["grid", "save_png"]
 
 
-def grid(images: np.ndarray, columns: int, *, levels: int = 256, min_side: int = 40, gap: int = 2) -> np.ndarray:
+def grid(images: np.ndarray, columns: int, *, levels: int = 256, min_side: int = 56, gap: int = 2) -> np.ndarray:
     """Images [n, height, width, 1 or 3] with values in [0, levels - 1], row by row -> one uint8 picture [H, W, 3].
 
     Small images are enlarged by whole factors until a side is at least min_side pixels.

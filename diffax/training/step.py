@@ -71,7 +71,7 @@ def train_step(
         params = optax.apply_updates(state.params, updates)
         average = ema.update(state.ema, params, ema.decay(state.step, batch_size, ema_halflife))
         seen = TrainMetrics.single_from_model_output(
-            loss=value, grad_norm=optax.global_norm(grads), sample_loss=aux.loss, logsnr=aux.logsnr
+            loss=value, grad_norm=optax.tree.norm(grads), sample_loss=aux.loss, logsnr=aux.logsnr
         )
         return TrainState(state.step + 1, params, average, optimizer_state), metrics.merge(seen), value
 

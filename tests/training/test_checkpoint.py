@@ -1,0 +1,91 @@
+"""Checkpoints give back every bit, onto other devices too, and say so when they are damaged."""
+
+import shutil
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffax.training import checkpoint, sharding
+from diffax.training.optimizer import adam
+from diffax.training.step import init_state
+from diffax.training.summary import fingerprint
+
+
+def init(key):
+    return {"b": jax.random.normal(key, (3,)), "a": {"kernel": jax.random.normal(key, (64, 64)).astype(jnp.bfloat16)}}
+
+
+def stream():
+    return iter(grain.MapDataset.range(1000).shuffle(seed=1).batch(4).to_iter_dataset())
+
+
+def state_on(devices, seed=0):
+    state = init_state(init, adam(1e-3), jax.random.key(seed), sharding.data_mesh(devices))
+    return state._replace(ema=jax.tree.map(lambda p: p + 1, state.params))
+
+
+def saved(tmp_path, steps=(3, 5)):
+    manager, data = checkpoint.manager(tmp_path), stream()
+    for step in steps:
+        next(data)
+        state = state_on(1, seed=step)
+        checkpoint.save(manager, state._replace(step=jnp.asarray(step, jnp.int32)), data, {"images": 4 * step})
+    manager.wait_until_finished()
+    return manager
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_what_was_saved_comes_back_to_the_bit(tmp_path, devices):
+    saved(tmp_path).close()
+    manager, data = checkpoint.manager(tmp_path), stream()
+    assert checkpoint.latest_step(manager) == 5
+    state = checkpoint.restore(manager, state_on(devices, seed=99), data)
+    expected = state_on(1, seed=5)
+    for name in ("params", "ema", "optimizer"):
+        assert fingerprint(getattr(state, name)) == fingerprint(getattr(expected, name))
+    assert int(state.step) == 5
+    assert type(state.optimizer) is type(expected.optimizer)
+    assert len(state.params["b"].sharding.device_set) == devices
+    unbroken = stream()
+    batches = [next(unbroken) for _ in range(3)]
+    np.testing.assert_array_equal(next(data), batches[2])
+
+
+def test_the_average_alone_can_be_read(tmp_path):
+    saved(tmp_path).close()
+    ema = checkpoint.restore_ema(checkpoint.manager(tmp_path, read_only=True), state_on(1).ema)
+    assert fingerprint(ema) == fingerprint(state_on(1, seed=5).ema)
+
+
+def test_a_truncated_checkpoint_is_named_and_left_as_it_is(tmp_path):
+    saved(tmp_path).close()
+    newest = tmp_path / "checkpoints" / "5"
+    largest = max((f for f in newest.rglob("*") if f.is_file() and "ema" in str(f)), key=lambda f: f.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    before = sorted(str(f) for f in tmp_path.rglob("*"))
+    with pytest.raises(checkpoint.CheckpointError) as error:
+        checkpoint.restore(checkpoint.manager(tmp_path), state_on(1), stream())
+    assert str(newest) in str(error.value) and "go on from step 3" in str(error.value)
+    assert sorted(str(f) for f in tmp_path.rglob("*")) == before
+    shutil.rmtree(newest)  # as the message says
+    assert int(checkpoint.restore(checkpoint.manager(tmp_path), state_on(1), stream()).step) == 3
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    saved(tmp_path).close()
+    other = state_on(1)._replace(params={"b": jnp.zeros((7,))})
+    with pytest.raises(checkpoint.CheckpointError, match="damaged or of another model"):
+        checkpoint.restore(checkpoint.manager(tmp_path), other, stream())
+
+
+def test_old_checkpoints_go_and_keep_is_checked(tmp_path):
+    manager = checkpoint.manager(tmp_path, keep=2)
+    for step in (1, 2, 3):
+        checkpoint.save(manager, state_on(1)._replace(step=jnp.asarray(step, jnp.int32)), stream(), {})
+    manager.wait_until_finished()
+    assert sorted(manager.all_steps()) == [2, 3]
+    with pytest.raises(ValueError, match="keep = 0"):
+        checkpoint.manager(tmp_path, keep=0)

@@ -1,0 +1,140 @@
+"""The train step: the same on any number of devices; its average, metrics and optimizer as the papers write them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import diffax as dx
+from diffax.training import ema, sharding
+from diffax.training.metrics import LEVEL_EDGES, LossPerLevel, TrainMetrics, scalars
+from diffax.training.optimizer import adam
+from diffax.training.step import init_state, train_step
+
+
+def init(key):
+    return {"w": 0.1 * jax.random.normal(key, (4, 4)), "b": jnp.zeros(4)}
+
+
+def apply(params, x, c_noise, cond):
+    return jnp.tanh(x @ params["w"] + params["b"] + c_noise[:, None])
+
+
+def loss(params, batch, key):
+    return dx.losses.denoising(apply, params, key, batch["x"])
+
+
+def run(devices, steps=5, batch_size=16):
+    mesh = sharding.data_mesh(devices)
+    optimizer = adam(1e-2, warmup_steps=3)
+    step = train_step(loss, optimizer, mesh, batch_size=batch_size, ema_halflife=1000.0)
+    state = init_state(init, optimizer, jax.random.key(0), mesh)
+    metrics = jax.device_put(TrainMetrics.empty(), sharding.replicated(mesh))
+    rng, losses = np.random.default_rng(0), []
+    for _ in range(steps):
+        batch = sharding.put_batch({"x": np.float32(rng.normal(size=(batch_size, 4)))}, mesh)
+        state, metrics, value = step(state, metrics, batch, jax.random.key(1))
+        losses.append(float(value))
+    return state, metrics, losses
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_any_number_of_devices_trains_the_same(devices):
+    one, metrics_one, losses_one = run(1)
+    many, metrics_many, losses_many = run(devices)
+    np.testing.assert_allclose(losses_many, losses_one, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one.params, many.params)
+    assert many.params["w"].sharding.is_fully_replicated and len(many.params["w"].sharding.device_set) == devices
+    assert scalars(metrics_many) == pytest.approx(scalars(metrics_one), rel=1e-4)
+
+
+def test_the_step_is_the_formula():
+    """Two steps by hand: gradient of the same loss, optax's Adam, the average of Karras et al."""
+    state, _, _ = run(1, steps=2)
+    rng, optimizer = np.random.default_rng(0), adam(1e-2, warmup_steps=3)
+    params = jax.jit(init)(jax.random.key(0))
+    moments, average = optimizer.init(params), params
+    for k in range(2):
+        batch = {"x": jnp.float32(rng.normal(size=(16, 4)))}
+        grads, _ = jax.grad(loss, has_aux=True)(params, batch, jax.random.fold_in(jax.random.key(1), k))
+        updates, moments = optimizer.update(grads, moments)
+        params = optax.apply_updates(params, updates)
+        beta = 0.5 ** (16 / min(1000.0, 0.05 * 16 * (k + 1)))
+        average = jax.tree.map(lambda e, p, beta=beta: beta * e + (1 - beta) * p, average, params)
+    assert int(state.step) == 2
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), state.params, params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), state.ema, average)
+
+
+def test_state_is_donated():
+    mesh, optimizer = sharding.data_mesh(1), adam(1e-2)
+    step = train_step(loss, optimizer, mesh, batch_size=4, ema_halflife=0.0)
+    state = init_state(init, optimizer, jax.random.key(0), mesh)
+    old = state.params["w"]
+    metrics = jax.device_put(TrainMetrics.empty(), sharding.replicated(mesh))
+    state, _, _ = step(state, metrics, sharding.put_batch({"x": np.ones((4, 4), np.float32)}, mesh), jax.random.key(0))
+    assert old.is_deleted()
+    # a half-life of nothing: the average is the parameters
+    np.testing.assert_allclose(state.ema["w"], state.params["w"], atol=1e-7)
+
+
+def test_ema_halflife_is_the_published_one():
+    # 0.5 Mimg at batch 512 settles at 0.5^0.001024 = 0.99929 (Karras et al. 2022)
+    assert float(ema.decay(jnp.array(10**6), 512, 0.5e6)) == pytest.approx(0.5**0.001024, rel=1e-6)
+    assert float(ema.decay(jnp.array(0), 512, 0.5e6)) == pytest.approx(0.5**20, rel=1e-3)  # 1/0.05 half-lives
+
+
+def test_loss_per_level_bins_by_logsnr():
+    logsnr = np.float32([-50, -12, -11.9, 0, 2.99, 3, 11.9, 12, 40])
+    value = np.arange(9, dtype=np.float32) + 1
+    metric = LossPerLevel.from_model_output(sample_loss=jnp.asarray(value), logsnr=jnp.asarray(logsnr))
+    edges = np.array(LEVEL_EDGES, float)
+    edges[0], edges[-1] = -np.inf, np.inf
+    for i, got in enumerate(np.asarray(metric.compute())):
+        inside = (logsnr >= edges[i]) & (logsnr < edges[i + 1])
+        assert (np.isnan(got) and not inside.any()) or got == pytest.approx(value[inside].mean())
+    twice = metric.merge(metric)
+    np.testing.assert_allclose(twice.compute(), metric.compute())
+    assert float(twice.count.sum()) == 18
+
+
+def test_scalars_name_their_bins_and_leave_out_empty_ones():
+    collection = TrainMetrics.single_from_model_output(
+        loss=2.0, grad_norm=3.0, sample_loss=jnp.array([1.0, 4.0]), logsnr=jnp.array([0.5, 1.0])
+    )
+    assert scalars(collection) == {"loss": 2.0, "grad_norm": 3.0, "levels/logsnr_0_to_3": 2.5}
+
+
+def test_warm_up_and_clipping():
+    optimizer = adam(0.1, warmup_steps=4, clip_norm=1.0)
+    params = {"w": jnp.zeros(2)}
+    state, sizes = optimizer.init(params), []
+    for _ in range(6):
+        updates, state = optimizer.update({"w": jnp.array([1.0, 0.0])}, state, params)
+        sizes.append(-float(updates["w"][0]))  # Adam moves by the rate when the gradient is constant
+    np.testing.assert_allclose(sizes, [0.025, 0.05, 0.075, 0.1, 0.1, 0.1], rtol=1e-3)
+    big, small = (optimizer.update({"w": jnp.array([g, 0.0])}, optimizer.init(params))[1] for g in (50.0, 1.0))
+    np.testing.assert_allclose(big[1][0].mu["w"], small[1][0].mu["w"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: adam(0.0), "learning_rate = 0.0"),
+        (lambda: adam(1e-3, warmup_steps=-1), "warmup_steps = -1"),
+        (lambda: adam(1e-3, clip_norm=0), "clip_norm = 0"),
+        (
+            lambda: train_step(loss, adam(1e-3), sharding.data_mesh(8), batch_size=12, ema_halflife=1.0),
+            "batch_size = 12: must be a positive multiple of the 8 devices",
+        ),
+        (
+            lambda: train_step(loss, adam(1e-3), sharding.data_mesh(1), batch_size=1, ema_halflife=-1.0),
+            "ema_halflife = -1.0",
+        ),
+    ],
+)
+def test_bad_input_is_named(make, words):
+    with pytest.raises(ValueError) as error:
+        make()
+    assert words in str(error.value)
