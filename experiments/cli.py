@@ -1,17 +1,20 @@
 """What every command does first: set JAX up for the machine it is on, and turn a user's mistake into one sentence."""
 
+import ast
 import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
+import ml_collections
 from absl import app, flags
+from ml_collections import config_flags
 
-__all__ = ["read_workdir_flag", "run", "set_up_jax"]
+__all__ = ["config_of", "field", "read_workdir_flag", "run", "set_up_jax"]
 
 flags.DEFINE_bool("traceback", False, "On an error show where in the code it arose, not only what is wrong.")
 
@@ -51,6 +54,25 @@ def set_up_jax() -> None:
         _update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+@contextlib.contextmanager
+def field(prefix: str) -> Iterator[None]:
+    """Turns "steps = 0: must be ..." of the library into "config.train.steps = 0: must be ..."."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{prefix}{error}") from error
+
+
+def config_of(flag: Any) -> Any:
+    """The config of a --config flag. Raises ValueError if it is missing."""
+    config = flag.value
+    if config is None:
+        raise ValueError("--config is missing: give a file such as --config=experiments/configs/digits.py")
+    if not isinstance(config, ml_collections.ConfigDict):  # config_flags stands something in for a missing file
+        raise ValueError(f"--config = {config_flags.get_config_filename(flags.FLAGS['config'])}: there is no such file")
+    return config
+
+
 def read_workdir_flag(value: str | None) -> Path:
     """The --workdir of a command that reads a finished or running training run."""
     if not value:
@@ -67,13 +89,20 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
         if flags.FLAGS["verbosity"].using_default_value:
-            flags.FLAGS["verbosity"].value = -2  # errors only: Orbax reports each file; --verbosity=0 shows it all
+            # Errors only: Orbax reports each file that it writes. --verbosity=0 shows it all.
+            flags.FLAGS.verbosity = -2  # type: ignore[assignment]
         return rest
     except flags.Error as error:
         _fail(str(error))
-    except (OSError, ImportError, SyntaxError, AttributeError, KeyError, TypeError, ValueError) as error:
-        # raised by a config file while it is read
-        _fail(f"the config cannot be read: {type(error).__name__}: {error}")
+    except (AttributeError, KeyError) as error:  # so does ml_collections say that there is no such field
+        text = str(error.args[0])
+        with contextlib.suppress(ValueError, SyntaxError):
+            text = str(ast.literal_eval(text))  # a message inside a message
+        if "get_config" in text:
+            _fail("--config cannot be read: the file must define get_config()")
+        _fail(f"--config has no field {'; '.join(text.splitlines())}")
+    except (OSError, ImportError, SyntaxError, TypeError, ValueError) as error:
+        _fail(f"--config cannot be read: {type(error).__name__}: {error}")
 
 
 def _fail(message: str) -> NoReturn:

@@ -11,7 +11,6 @@ averaged parameters of the newest checkpoint:
   loss                 denoising loss on held-out images, and per bin of logSNR
 """
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from absl import flags
 from diffax import metrics
 from diffax.training import sharding
 from diffax.training.metrics import TrainMetrics, scalars
-from diffax.training.summary import fingerprint, write_json
+from diffax.training.summary import fingerprint, read_json, write_json
 from experiments import cli, pictures
 from experiments import workdir as workdirs
 from experiments.generate import class_labels, generate
@@ -47,7 +46,7 @@ def main() -> None:
 
     asked = {"step": step, "samples": N.value, "seed": SEED.value, **config.sample, "sha256_ema": fingerprint(params)}
     path = workdir / "metrics.json"
-    known = json.loads(path.read_text()) if path.exists() and (workdir / "grid.png").exists() else {}
+    known = read_json(path) if path.exists() and (workdir / "grid.png").exists() else {}
     if asked.items() <= known.items():
         report(workdir, known)
         return

@@ -14,6 +14,7 @@ from diffax.losses import Aux
 from diffax.preconditioning import Preconditioning
 from diffax.schedules import Schedule
 from diffax.weightings import Weighting
+from experiments.cli import field
 from experiments.expressions import build
 
 __all__ = ["Recipe", "loss", "recipe", "sampler"]
@@ -41,10 +42,8 @@ def recipe(config: ml_collections.ConfigDict, dataset: data.Dataset) -> Recipe:
         raise ValueError(f"config.model.dtype = {dtype!r}: must be 'float32' or 'bfloat16'")
     if not 0 <= label_dropout <= 1:
         raise ValueError(f"config.model.label_dropout = {label_dropout}: must lie in [0, 1]")
-    try:
+    with field("config.model: "):
         network = models.unet(dataset.image_shape, num_classes=dataset.num_classes, dtype=jnp.dtype(dtype), **model)
-    except ValueError as error:
-        raise ValueError(f"config.model: {error}") from error
     return Recipe(
         network,
         build("config.schedule", config.schedule, dx.schedules),
@@ -89,9 +88,16 @@ def sampler(
 ) -> Callable[[Any, Array, Array, Array], Array]:
     """A compiled sampler(params, key, index, label) -> images [batch, height, width, channels] uint8.
 
-    Sample number i starts from noise of fold_in(key, i): index and label are [batch] int.
+    Sample number i starts from noise of fold_in(key, i): index and label are [batch] int. Raises ValueError naming the
+    argument at fault.
     """
-    sigmas = dx.schedules.sigmas(build("grid", grid, dx.schedules), steps)
+    if steps < 1:
+        raise ValueError(f"steps = {steps}: must be at least 1")
+    schedule = build("grid", grid, dx.schedules)
+    try:
+        sigmas = dx.schedules.sigmas(schedule, steps)
+    except ValueError as error:
+        raise ValueError(f"grid = {grid!r}: {error}") from error
     method = build("solver", solver, dx.solvers)
 
     @jax.jit

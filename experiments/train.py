@@ -9,7 +9,6 @@ WORKDIR/summary.json.
 """
 
 import collections
-import json
 import math
 import sys
 import time
@@ -27,7 +26,7 @@ from diffax.training import checkpoint, sharding
 from diffax.training.metrics import TrainMetrics, scalars
 from diffax.training.optimizer import adam
 from diffax.training.step import TrainState, init_state, train_step
-from diffax.training.summary import fingerprint, write_json
+from diffax.training.summary import fingerprint, read_json, write_json
 from diffax.training.writers import create_writer
 from experiments import cli, pictures
 from experiments import workdir as workdirs
@@ -39,9 +38,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "The directory of the run; made i
 
 
 def main() -> None:
-    config = CONFIG.value
-    if config is None:
-        raise ValueError("--config is missing: give a file such as --config=experiments/configs/digits.py")
+    config = cli.config_of(CONFIG)
     if not WORKDIR.value:
         raise ValueError("--workdir is missing: give a directory for the run, such as --workdir=runs/digits")
     train(config, Path(WORKDIR.value))
@@ -58,18 +55,20 @@ def train(config, workdir: Path) -> dict:
     # ---- what the config names; all of it is checked before anything is written ----
     dataset = workdirs.load_dataset(config, "train")
     rec = recipe(config, dataset)
-    draw = sampler(rec, **config.sample)
     mesh = sharding.data_mesh()
-    optimizer = adam(
-        config.train.learning_rate, warmup_steps=config.train.warmup_steps, clip_norm=config.train.clip_norm
-    )
-    step = train_step(
-        loss(rec, train=True),
-        optimizer,
-        mesh,
-        batch_size=config.train.batch_size,
-        ema_halflife=config.train.ema_halflife,
-    )
+    with cli.field("config.sample."):
+        draw = sampler(rec, **config.sample)
+    with cli.field("config.train."):
+        optimizer = adam(
+            config.train.learning_rate, warmup_steps=config.train.warmup_steps, clip_norm=config.train.clip_norm
+        )
+        step = train_step(
+            loss(rec, train=True),
+            optimizer,
+            mesh,
+            batch_size=config.train.batch_size,
+            ema_halflife=config.train.ema_halflife,
+        )
     workdirs.claim(workdir, config)
 
     # ---- the state: where the last checkpoint stands, or new ----
@@ -81,7 +80,7 @@ def train(config, workdir: Path) -> dict:
             "give at least that"
         )
     if start == config.train.steps and (workdir / "summary.json").exists():
-        summary = json.loads((workdir / "summary.json").read_text())
+        summary = read_json(workdir / "summary.json")
         if summary["step"] == start:
             print(f"{workdir} is complete.\n{_table(summary)}")
             return summary

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from diffax import data
 from diffax.training import checkpoint, sharding
-from diffax.training.summary import write_json
+from diffax.training.summary import read_json, write_json
 from experiments.recipe import Recipe, recipe
 
 __all__ = ["claim", "load_dataset", "load_ema", "read_config"]
@@ -43,8 +43,11 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
             )
     elif (workdir / "checkpoints").exists():
         raise ValueError(f"--workdir = {workdir}: holds checkpoints but no config.json; give another workdir")
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_json(workdir / "config.json", new)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(workdir / "config.json", new)
+    except OSError as error:
+        raise ValueError(f"--workdir = {workdir}: cannot be written to ({error})") from error
 
 
 def read_config(workdir: Path) -> ml_collections.ConfigDict:
@@ -52,10 +55,7 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
     path = workdir / "config.json"
     if not path.exists():
         raise ValueError(f"--workdir = {workdir}: holds no config.json; train there first, with experiments.train")
-    try:
-        return ml_collections.ConfigDict(json.loads(path.read_text()))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error})") from error
+    return ml_collections.ConfigDict(read_json(path))
 
 
 def load_dataset(config: ml_collections.ConfigDict, split: str) -> data.Dataset:

@@ -2,7 +2,8 @@
 
 A checkpoint of step k is the directory WORKDIR/checkpoints/k with four items: `state` (step, parameters, optimizer),
 `ema`, `data` (the position of the input pipeline) and `meta` (JSON). Orbax writes into a temporary directory and
-renames it when all is there, so a killed process leaves either a whole checkpoint or none.
+renames it when all is there, so a killed process leaves either a whole checkpoint or none. Orbax does not notice a
+file that was damaged later, so `meta` holds the SHA-256 of what was saved, and what is read is held against it.
 """
 
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import orbax.checkpoint as ocp
 from grain.checkpoint import CheckpointRestore, CheckpointSave
 
 from diffax.training.step import TrainState
+from diffax.training.summary import fingerprint
 
 __all__ = ["CheckpointError", "latest_step", "manager", "restore", "restore_ema", "save"]
 
@@ -37,11 +39,12 @@ def latest_step(checkpoints: ocp.CheckpointManager) -> int | None:
 
 def save(checkpoints: ocp.CheckpointManager, state: TrainState, data: Iterator, meta: dict[str, Any]) -> None:
     """Starts saving in the background; the arrays are copied before this returns, so the state may be donated."""
+    items = {"state": state._replace(ema=None), "ema": state.ema}
+    hashes = {name: fingerprint(tree) for name, tree in items.items()}
     args = ocp.args.Composite(
-        state=ocp.args.StandardSave(state._replace(ema=None)),
-        ema=ocp.args.StandardSave(state.ema),
+        **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
         data=CheckpointSave(data),
-        meta=ocp.args.JsonSave(meta),
+        meta=ocp.args.JsonSave(meta | {"sha256": hashes}),
     )
     checkpoints.save(int(state.step), args=args)
 
@@ -51,24 +54,25 @@ def restore(checkpoints: ocp.CheckpointManager, like: TrainState, data: Iterator
 
     Raises: CheckpointError if it is damaged or of another model, with nothing changed on disk.
     """
-    items = ocp.args.Composite(
-        state=ocp.args.StandardRestore(_abstract(like._replace(ema=None))),
-        ema=ocp.args.StandardRestore(_abstract(like.ema)),
-        data=CheckpointRestore(data),
-    )
-    restored = _restore(checkpoints, items)
+    restored = _restore(checkpoints, {"state": like._replace(ema=None), "ema": like.ema}, data=CheckpointRestore(data))
     return restored["state"]._replace(ema=restored["ema"])
 
 
 def restore_ema(checkpoints: ocp.CheckpointManager, like: Any) -> Any:
     """The averaged parameters of the newest checkpoint, placed as `like` is. Raises as `restore` does."""
-    return _restore(checkpoints, ocp.args.Composite(ema=ocp.args.StandardRestore(_abstract(like))))["ema"]
+    return _restore(checkpoints, {"ema": like})["ema"]
 
 
-def _restore(checkpoints: ocp.CheckpointManager, items: ocp.args.Composite) -> Any:
+def _restore(checkpoints: ocp.CheckpointManager, like: dict[str, Any], **others: Any) -> Any:
+    """The named trees of the newest checkpoint, if they are what was saved."""
     step = checkpoints.latest_step()
+    args = {name: ocp.args.StandardRestore(_abstract(tree)) for name, tree in like.items()}
     try:
-        return checkpoints.restore(step, args=items)
+        restored = checkpoints.restore(step, args=ocp.args.Composite(**args, **others, meta=ocp.args.JsonRestore()))
+        for name in like:
+            if fingerprint(restored[name]) != restored["meta"]["sha256"][name]:
+                raise ValueError(f"the SHA-256 of {name} is not the one that was saved")
+        return restored
     except Exception as error:  # Orbax, TensorStore and JSON each fail in their own way on the same damage
         older = sorted((s for s in checkpoints.all_steps() if s != step), reverse=True)
         remedy = f"move it away to go on from step {older[0]}" if older else "it is the only one there"

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-__all__ = ["fingerprint", "write_json"]
+__all__ = ["fingerprint", "read_json", "write_json"]
 
 
 def fingerprint(tree: Any) -> str:
@@ -24,6 +24,14 @@ def fingerprint(tree: Any) -> str:
         array = np.ascontiguousarray(jax.device_get(named[path]))
         digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
     return digest.hexdigest()
+
+
+def read_json(path: str | Path) -> Any:
+    """The content of a JSON file. Raises ValueError naming the file if it is damaged."""
+    try:
+        return json.loads(Path(path).read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: it is no JSON ({error})") from error
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -60,11 +60,28 @@ def test_the_average_alone_can_be_read(tmp_path):
     assert fingerprint(ema) == fingerprint(state_on(1, seed=5).ema)
 
 
-def test_a_truncated_checkpoint_is_named_and_left_as_it_is(tmp_path):
+def truncate(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def empty(file):
+    file.write_bytes(b"")
+
+
+def flip_a_bit(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("damage", [truncate, empty, flip_a_bit, lambda file: file.unlink()])
+@pytest.mark.parametrize("item", ["state", "ema"])
+def test_a_damaged_checkpoint_is_named_and_left_as_it_is(tmp_path, item, damage):
     saved(tmp_path).close()
     newest = tmp_path / "checkpoints" / "5"
-    largest = max((f for f in newest.rglob("*") if f.is_file() and "ema" in str(f)), key=lambda f: f.stat().st_size)
-    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    data = [f for f in (newest / item).rglob("d/*") if f.is_file()]  # the arrays, in TensorStore's OCDBT format
+    for file in data:
+        damage(file)
     before = sorted(str(f) for f in tmp_path.rglob("*"))
     with pytest.raises(checkpoint.CheckpointError) as error:
         checkpoint.restore(checkpoint.manager(tmp_path), state_on(1), stream())

@@ -1,0 +1,179 @@
+"""Training from config to summary: resuming loses no bit, killing loses no more than was not saved."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from diffax.training import checkpoint, sharding
+from diffax.training.summary import fingerprint
+from experiments import workdir as workdirs
+from experiments.train import train
+
+HASHES = ("sha256_params", "sha256_ema")
+
+
+def files(folder):
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data_dir):
+    from experiments.configs import digits
+    from tests.experiments.conftest import SMALL
+
+    config = digits.get_config()
+    config.update_from_flattened_dict(SMALL | {"data.dir": data_dir})
+    workdir = tmp_path_factory.mktemp("runs") / "unbroken"
+    return workdir, config, train(config, workdir)
+
+
+def test_the_summary_says_what_was_done(finished):
+    workdir, config, summary = finished
+    assert summary == json.loads((workdir / "summary.json").read_text())
+    assert (summary["step"], summary["images"]) == (8, 8 * 16)
+    assert summary["wall_seconds"] > 0 and np.isfinite(summary["losses"]["loss"])
+    assert any(name.startswith("levels/") for name in summary["losses"])
+    # the hashes are those of the arrays in the checkpoint
+    _, ema, step = workdirs.load_ema(workdir, config, sharding.data_mesh(1))
+    assert step == 8 and fingerprint(ema) == summary["sha256_ema"] != summary["sha256_params"]
+
+
+def test_the_run_leaves_config_samples_events_and_parameters(finished):
+    workdir, config, _ = finished
+    assert workdirs.read_config(workdir).to_json() == config.to_json()
+    assert (workdir / "samples" / "step_00000008.png").stat().st_size > 500
+    assert list(workdir.glob("events*")) and "conv_in" in (workdir / "parameters.txt").read_text()
+    assert sorted(int(p.name) for p in (workdir / "checkpoints").iterdir()) == [3, 6, 8]
+
+
+def test_running_again_does_nothing(finished, capsys):
+    workdir, config, summary = finished
+    before = files(workdir)
+    assert train(config, workdir) == summary
+    assert files(workdir) == before
+    assert "complete" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stop", [3, 5])
+def test_a_resumed_run_ends_in_the_same_bits(finished, small, tmp_path, stop):
+    _, config, unbroken = finished
+    first = train(small(**{"train.steps": stop}), tmp_path)
+    assert first["step"] == stop and first["sha256_params"] != unbroken["sha256_params"]
+    second = train(config, tmp_path)
+    assert second["resumed_from_step"] == stop
+    assert [second[h] for h in HASHES] == [unbroken[h] for h in HASHES]
+
+
+def test_logging_and_sampling_do_not_touch_the_parameters(finished, small, tmp_path):
+    _, _, unbroken = finished
+    other = train(small(**{"train.log_every": 5, "train.sample_every": 4, "train.checkpoint_every": 7}), tmp_path)
+    assert [other[h] for h in HASHES] == [unbroken[h] for h in HASHES]
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(flags, tmp_path):
+    """SIGKILL at arbitrary moments; the run that was killed ends in the bits of the one that was not."""
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"}
+    options = flags(**{"train.steps": 60, "train.checkpoint_every": 5, "train.sample_every": 1000})
+
+    def start(workdir):
+        command = [sys.executable, "-m", "experiments.train", f"--workdir={workdir}", *options]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    rng, resumed = np.random.default_rng(time.time_ns()), []
+    for _ in range(3):
+        process = start(killed)
+        had = steps(killed)
+        while process.poll() is None and steps(killed) <= had:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        resumed.append(steps(killed))
+    for workdir in (killed, whole):
+        output = start(workdir).communicate(timeout=300)[0]
+        assert (workdir / "summary.json").exists(), output
+    ends = [json.loads((w / "summary.json").read_text()) for w in (killed, whole)]
+    assert ends[0]["resumed_from_step"] == resumed[-1] and ends[1]["resumed_from_step"] == 0
+    assert [ends[0][h] for h in HASHES] == [ends[1][h] for h in HASHES], (resumed, ends)
+
+
+def steps(workdir):
+    """The newest complete checkpoint, or 0."""
+    folder = workdir / "checkpoints"
+    return max((int(p.name) for p in folder.iterdir() if p.name.isdigit()), default=0) if folder.exists() else 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"train.learning_rate": 0.5}, "config.train.learning_rate is 0.001 there and 0.5 here"),
+        ({"schedule": "cosine()"}, "config.schedule is"),
+        ({"train.steps": 7}, "config.train.steps = 7"),
+    ],
+)
+def test_a_workdir_of_another_config_is_refused_and_kept(finished, small, overrides, words):
+    workdir, _, _ = finished
+    before = files(workdir)
+    with pytest.raises(ValueError) as error:
+        train(small(**overrides), workdir)
+    assert words in str(error.value)
+    assert files(workdir) == before or overrides == {"train.steps": 7}
+    assert {p: b for p, b in files(workdir).items() if "checkpoints" in str(p)} == {
+        p: b for p, b in before.items() if "checkpoints" in str(p)
+    }
+
+
+def test_a_truncated_checkpoint_is_named_and_nothing_is_touched(small, tmp_path):
+    train(small(**{"train.steps": 4}), tmp_path)
+    for file in (tmp_path / "checkpoints" / "4" / "state").rglob("d/*"):
+        file.write_bytes(file.read_bytes()[: os.path.getsize(file) // 2])
+    before = {p: b for p, b in files(tmp_path).items() if "checkpoints" in str(p)}
+    with pytest.raises(checkpoint.CheckpointError, match="checkpoints/4 cannot be read"):
+        train(small(**{"train.steps": 8}), tmp_path)
+    assert {p: b for p, b in files(tmp_path).items() if "checkpoints" in str(p)} == before
+
+
+def test_a_diverging_run_stops_before_saving(small, tmp_path):
+    with pytest.raises(ValueError, match="is not finite at step"):
+        train(small(**{"train.learning_rate": 1e30, "train.clip_norm": 1e30, "train.checkpoint_every": 8}), tmp_path)
+    assert steps(tmp_path) == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"train.batch_size": 20}, "config.train.batch_size = 20: must be a positive multiple of the 8 devices"),
+        ({"train.steps": 0}, "config.train.steps = 0"),
+        ({"train.learning_rate": -1.0}, "config.train.learning_rate = -1.0"),
+        ({"model.multipliers": (1, 1, 1, 1, 1)}, "height 8 and width 8 must be multiples of 16"),
+        ({"model.dtype": "float16"}, "config.model.dtype = 'float16'"),
+        ({"model.label_dropout": 1.5}, "config.model.label_dropout = 1.5"),
+        ({"schedule": "laplce()"}, "did you mean 'laplace'"),
+        ({"schedule": "laplace(scale=-1)"}, "scale = -1: must be positive"),
+        ({"weighting": "min_snr(gama=5)"}, "did you mean 'gamma'"),
+        ({"sample.solver": "huen"}, "config.sample.solver = 'huen'"),
+        ({"sample.steps": 0}, "config.sample.steps = 0"),
+        ({"sample.grid": "karras(sigma_min=3, sigma_max=2)"}, "sigma_min = 3: must be less than sigma_max = 2"),
+        ({"data.name": "digitz"}, "did you mean 'digits'"),
+    ],
+)
+def test_bad_fields_are_named_before_anything_is_written(small, tmp_path, overrides, words):
+    with pytest.raises(ValueError) as error:
+        train(small(**overrides), tmp_path / "run")
+    assert words in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_unlabelled_data_trains_an_unconditional_model(small, tmp_path, monkeypatch):
+    labelled = workdirs.load_dataset(small(), "train")
+    plain = labelled._replace(num_classes=None, read=lambda i: {"image": labelled.read(i)["image"]})
+    monkeypatch.setattr(workdirs, "load_dataset", lambda config, split: plain)
+    assert train(small(**{"train.steps": 2, "train.sample_every": 2}), tmp_path)["step"] == 2
+    assert list((tmp_path / "samples").iterdir())
