@@ -1,0 +1,33 @@
+"""The judges on real digits: they know a digit, and they know a copy."""
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from diffax import metrics
+
+
+@pytest.fixture(scope="module")
+def digits():
+    data = load_digits()
+    return data.images.astype(np.uint8)[..., None], data.target
+
+
+def test_the_judge_knows_digits(digits):
+    images, labels = digits
+    judge = metrics.judge(images[:1200], labels[:1200], images[1200:], labels[1200:])
+    assert judge.held_out_accuracy > 0.93
+    right, confusion = metrics.accuracy(judge, images[1200:], labels[1200:])
+    assert right == pytest.approx(judge.held_out_accuracy)
+    assert confusion.shape == (10, 10) and confusion.sum() == len(images) - 1200
+    assert confusion.diagonal().sum() / confusion.sum() == pytest.approx(right)
+    np.testing.assert_array_equal(confusion.sum(1), np.bincount(labels[1200:]))
+    wrong, _ = metrics.accuracy(judge, images[1200:], (labels[1200:] + 1) % 10)
+    assert wrong < 0.05
+
+
+def test_nearest_distance_is_zero_for_copies_and_exact_otherwise(digits):
+    images, _ = digits
+    assert metrics.nearest_distance(images[:20], images).max() == 0
+    brute = np.sqrt(((images[1500:1510, None].astype(float) - images[None, :1000]) ** 2).mean((2, 3, 4))).min(1)
+    np.testing.assert_allclose(metrics.nearest_distance(images[1500:1510], images[:1000]), brute, rtol=1e-5)
