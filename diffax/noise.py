@@ -7,6 +7,7 @@ batch it sits in, nor on its neighbours, nor on the number of devices.
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 __all__ = ["normal", "sample_keys"]
 
@@ -16,6 +17,6 @@ def sample_keys(key: Array, index: Array) -> Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
 
-def normal(key: Array, index: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+def normal(key: Array, index: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
     """Standard normal noise [batch, *shape] for the samples numbered index [batch]."""
     return jax.vmap(lambda k: jax.random.normal(k, shape, dtype))(sample_keys(key, index))

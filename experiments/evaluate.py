@@ -22,7 +22,7 @@ from absl import flags
 from diffax import metrics
 from diffax.training import sharding
 from diffax.training.metrics import TrainMetrics, scalars
-from diffax.training.summary import fingerprint, read_json, write_json
+from diffax.training.summary import environment, fingerprint, read_json, write_json
 from experiments import cli, pictures
 from experiments import workdir as workdirs
 from experiments.generate import class_labels, generate
@@ -70,7 +70,7 @@ def main() -> None:
 
     columns = min(rec.num_classes or 8, 16)
     pictures.save_png(workdir / "grid.png", pictures.grid(images[: 8 * columns], columns, levels=rec.levels))
-    write_json(path, result)
+    write_json(path, result | {"environment": environment()})
     report(workdir, result)
 
 

@@ -26,7 +26,7 @@ from diffax.training import checkpoint, sharding
 from diffax.training.metrics import TrainMetrics, scalars
 from diffax.training.optimizer import adam
 from diffax.training.step import TrainState, init_state, train_step
-from diffax.training.summary import fingerprint, read_json, write_json
+from diffax.training.summary import environment, fingerprint, read_json, write_json
 from diffax.training.writers import create_writer
 from experiments import cli, pictures
 from experiments import workdir as workdirs
@@ -159,6 +159,7 @@ def train(config, workdir: Path) -> dict:
         "losses": recent,
         "sha256_params": fingerprint(state.params),
         "sha256_ema": fingerprint(state.ema),
+        "environment": environment(),
     }
     if lead:
         write_json(workdir / "summary.json", summary)
@@ -190,7 +191,7 @@ def _write_samples(workdir: Path, k: int, draw, state: TrainState, key, rec, mes
 
 
 def _table(summary: dict) -> str:
-    lines = [f"  {name:20} {value}" for name, value in summary.items() if name != "losses"]
+    lines = [f"  {name:20} {value}" for name, value in summary.items() if not isinstance(value, dict)]
     lines += [f"  {name:20} {value:.5f}" for name, value in summary["losses"].items()]
     return "\n".join(lines)
 

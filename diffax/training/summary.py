@@ -3,13 +3,17 @@
 import hashlib
 import json
 import os
+import platform
+import sys
+import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-__all__ = ["fingerprint", "read_json", "write_json"]
+__all__ = ["environment", "fingerprint", "read_json", "write_json"]
 
 
 def fingerprint(tree: Any) -> str:
@@ -24,6 +28,18 @@ def fingerprint(tree: Any) -> str:
         array = np.ascontiguousarray(jax.device_get(named[path]))
         digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
     return digest.hexdigest()
+
+
+def environment() -> dict[str, Any]:
+    """What a figure should stand beside: the date, the command, the versions and the devices that made it."""
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "command": " ".join(["python", *sys.orig_argv[1:]]),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+    }
 
 
 def read_json(path: str | Path) -> Any:
