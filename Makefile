@@ -4,12 +4,13 @@ BIN := .venv/bin
 DEMO := runs/digits
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format lock clean
+.PHONY: help demo test lint notebooks format lock clean
 
 help:
 	@echo "make demo    train, sample and score a diffusion model of handwritten digits (about five minutes)"
 	@echo "make test    all tests"
 	@echo "make lint    ruff and mypy"
+	@echo "make notebooks  run the notebooks"
 	@echo "make format  put the code into ruff's format"
 	@echo "make lock    resolve the newest versions into requirements.lock"
 	@echo "make clean   remove .venv, and what was built (not runs/)"
@@ -26,6 +27,9 @@ lint: .venv/dev.installed
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
+notebooks: .venv/dev.installed
+	@$(BIN)/python -m pytest tests/test_notebooks.py
+
 format: .venv/dev.installed
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
@@ -40,7 +44,7 @@ clean:
 
 .venv/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "error: $(PYTHON) is older than Python 3.11; name another, as in: make PYTHON=python3.12 demo"; exit 1; }
+	  { echo "error: $(PYTHON) is not Python 3.11 or newer; name another, as in: make PYTHON=python3.12 demo"; exit 1; }
 	@$(PYTHON) -m venv .venv
 	@touch $@
 

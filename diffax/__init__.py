@@ -6,7 +6,7 @@ predicts), a denoiser `denoise(x, sigma) -> x0`, and a `solvers.Solver`. They ne
 `import diffax.models`.
 """
 
-from diffax import guidance, losses, noise, preconditioning, schedules, solvers, weightings
+from diffax import adaptive, draws, guidance, losses, noise, plot, preconditioning, schedules, solvers, weightings
 from diffax.denoiser import Denoiser, denoiser, gaussian_mixture
 from diffax.sample import sample
 
@@ -14,11 +14,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Denoiser",
+    "adaptive",
     "denoiser",
+    "draws",
     "gaussian_mixture",
     "guidance",
     "losses",
     "noise",
+    "plot",
     "preconditioning",
     "sample",
     "schedules",

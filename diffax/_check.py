@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-__all__ = ["concrete", "finite", "less", "positive"]
+__all__ = ["between", "concrete", "finite", "less", "positive"]
 
 
 def concrete(*values: Any) -> bool:
@@ -18,7 +18,7 @@ def concrete(*values: Any) -> bool:
 
 def finite(name: str, value: Any) -> None:
     """Raise ValueError unless every entry of `value` is a finite number."""
-    if concrete(value) and not np.isfinite(np.asarray(value, np.float64)).all():
+    if concrete(value) and not (np.size(value) and np.isfinite(np.asarray(value, np.float64)).all()):
         raise ValueError(f"{name} = {value}: must be finite")
 
 
@@ -26,8 +26,16 @@ def positive(name: str, value: Any) -> None:
     """Raise ValueError unless every entry of `value` is finite and > 0."""
     if concrete(value):
         array = np.asarray(value, np.float64)
-        if not (np.isfinite(array).all() and (array > 0).all()):
+        if not (array.size and np.isfinite(array).all() and (array > 0).all()):
             raise ValueError(f"{name} = {value}: must be positive and finite")
+
+
+def between(name: str, value: Any, low: float, high: float) -> None:
+    """Raise ValueError unless low <= value <= high everywhere."""
+    if concrete(value):
+        array = np.asarray(value, np.float64)
+        if not ((array >= low) & (array <= high)).all():
+            raise ValueError(f"{name} = {value}: must lie in [{low}, {high}]")
 
 
 def less(low_name: str, low: Any, high_name: str, high: Any) -> None:

@@ -52,7 +52,7 @@ def gaussian_mixture(means: ArrayLike, std: ArrayLike, weights: ArrayLike | None
     Raises: ValueError unless std and weights are positive.
     """
     _check.positive("std", std)
-    means = jnp.asarray(means)
+    means = at_least_float32(means)
     flat = means.reshape(means.shape[0], -1)
     count, dim = flat.shape
     var = jnp.broadcast_to(jnp.asarray(std, means.dtype) ** 2, (count,))

@@ -1,5 +1,6 @@
 """Guidance: denoisers made from denoisers, and the label dropout that lets one network serve as both."""
 
+import math
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from diffax import _check
-from diffax._array import Scalar, per_sample
+from diffax._array import Scalar, at_least_float32, per_sample
 from diffax.denoiser import Denoiser
 from diffax.noise import sample_keys
 
@@ -25,23 +26,27 @@ def classifier_free(
 
     Args:
       cond_denoise, uncond_denoise: denoisers with and without the condition.
-      scale: 1 is the conditional model, 0 the unconditional one, above 1 sharpens. (The paper's w is scale - 1.)
+      scale: 1 is the conditional model, 0 the unconditional one, above 1 sharpens; a number or [batch]. (The paper's w
+        is scale - 1.)
       interval: (low, high) in sigma; outside low < sigma <= high the conditional model alone speaks, which keeps
-        diversity at high noise (Kynkaanniemi et al. 2024, arXiv:2404.07724).
+        diversity at high noise (Kynkaanniemi et al. 2024, arXiv:2404.07724). Both are evaluated at every level: a
+        branch inside a compiled loop would stall a GPU.
 
     Raises: ValueError unless scale is finite and 0 <= low < high.
     """
     _check.finite("scale", scale)
     if interval is not None:
-        if len(interval) != 2 or interval[0] < 0:
-            raise ValueError(f"interval = {interval}: must be (low, high) in sigma, with low >= 0")
+        if len(interval) != 2:
+            raise ValueError(f"interval = {interval}: must be (low, high) in sigma")
+        _check.between("interval[0]", interval[0], 0, math.inf)
         _check.less("interval[0]", interval[0], "interval[1]", interval[1])
 
     def denoise(x: Array, sigma: ArrayLike) -> Array:
         weight = jnp.asarray(scale, x.dtype)
         if interval is not None:
-            level = jnp.asarray(sigma, x.dtype)
-            weight = per_sample(jnp.where((level > interval[0]) & (level <= interval[1]), weight, 1), x)
+            level = at_least_float32(sigma)
+            weight = jnp.where((level > interval[0]) & (level <= interval[1]), weight, 1)
+        weight = per_sample(weight, x)
         cond, uncond = cond_denoise(x, sigma), uncond_denoise(x, sigma)
         return uncond + weight * (cond - uncond)
 
@@ -53,7 +58,6 @@ def drop_label(key: Array, label: Array, null: Any, rate: float) -> Array:
 
     Sample i decides by fold_in(key, i). Raises ValueError unless 0 <= rate <= 1.
     """
-    if not 0 <= rate <= 1:
-        raise ValueError(f"rate = {rate}: the probability of dropping a label must lie in [0, 1]")
+    _check.between("rate", rate, 0, 1)
     keys = sample_keys(key, jnp.arange(label.shape[0]))
     return jnp.where(jax.vmap(lambda k: jax.random.bernoulli(k, rate))(keys), null, label)

@@ -2,6 +2,8 @@
 
     E_{u ~ U(0,1), n}  w(logsnr(u)) ||D(x_0 + sigma n, sigma) - x_0||^2       (Karras et al. 2022, eq. 2)
 
+with the mean over dimensions for the squared norm, so that losses of different picture sizes compare.
+
 The schedule is the importance sampler of logSNR, the preconditioning says what the network predicts, the weighting what
 is asked for. The error is computed in the space of the network's output, as w c_out^2 ||F - F_target||^2: the same
 number, without the loss of digits at low noise.
@@ -14,29 +16,21 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from diffax import noise, schedules, weightings
+from diffax import draws, noise, schedules, weightings
 from diffax import preconditioning as preconditionings
-from diffax._array import per_sample
+from diffax._array import at_least_float32, per_sample
 from diffax.preconditioning import Preconditioning
 from diffax.schedules import Schedule
 from diffax.weightings import Weighting
 
-__all__ = ["Aux", "denoising", "stratified"]
+__all__ = ["Aux", "denoising"]
 
 
 class Aux(NamedTuple):
-    """What `denoising` saw, per sample: loss [batch] (weighted) and logsnr [batch]."""
+    """What `denoising` saw, per sample: loss [batch] (weighted) and logsnr [batch] (the mean of a per-pixel one)."""
 
     loss: Array
     logsnr: Array
-
-
-def stratified(key: Array, n: int) -> Array:
-    """n numbers in (0, 1), one uniform in each stratum [i/n, (i+1)/n): each is U(0,1) seen over keys, and together they
-    cover the interval evenly, which cuts the variance of the loss (VDM, arXiv:2107.00630, appendix I.1). Returns: [n].
-    """
-    u = (jnp.arange(n) + jax.random.uniform(key, (n,))) / n
-    return jnp.clip(u, 2**-24, 1 - 2**-24)  # the ends may be infinitely clean or noisy
 
 
 def denoising(
@@ -49,6 +43,7 @@ def denoising(
     schedule: Schedule | None = None,
     preconditioning: Preconditioning | None = None,
     weighting: Weighting | None = None,
+    draw: Callable[[Array, int], Array] = draws.stratified,
 ) -> tuple[Array, Aux]:
     """The weighted denoising loss of a batch.
 
@@ -58,7 +53,9 @@ def denoising(
       key: a JAX key; sample i draws its noise from fold_in(key, i).
       x0: clean data [batch, ...], float, of order one.
       cond: handed to apply as it is.
-      schedule, preconditioning, weighting: default to EDM's recipe (sigma_data = 0.5).
+      schedule, preconditioning, weighting: default to EDM's recipe (sigma_data = 0.5). With a schedule per pixel apply
+        sees c_noise [batch, ...].
+      draw: how the u of the batch are drawn, see `dx.draws`.
 
     Returns: the mean loss, a float32 scalar, and `Aux` with the loss and logSNR of each sample.
     """
@@ -66,14 +63,16 @@ def denoising(
     preconditioning = preconditionings.edm() if preconditioning is None else preconditioning
     weighting = weightings.edm() if weighting is None else weighting
 
+    x0 = at_least_float32(x0)
     batch = x0.shape[0]
     level_key, noise_key = jax.random.split(key)
-    logsnr = schedule(stratified(level_key, batch))
+    logsnr = schedule(draw(level_key, batch))
     n = noise.normal(noise_key, jnp.arange(batch), x0.shape[1:], x0.dtype)
 
     c = preconditioning(logsnr)
     x = x0 + per_sample(schedules.sigma_from_logsnr(logsnr), x0) * n
-    output = apply(params, per_sample(c.c_in, x) * x, c.c_noise, cond).astype(jnp.float32)
+    output = at_least_float32(apply(params, per_sample(c.c_in, x) * x, c.c_noise, cond))
     error = output - preconditioning.target(x0, n, logsnr)
-    loss = weighting(logsnr) * c.c_out**2 * jnp.mean(error**2, axis=tuple(range(1, x0.ndim)))
-    return loss.mean(), Aux(loss, logsnr)
+    weight = per_sample(weighting(logsnr) * c.c_out**2, error)
+    loss = jnp.mean(weight * error**2, axis=tuple(range(1, x0.ndim)))
+    return loss.mean(), Aux(loss, logsnr.reshape(batch, -1).mean(-1))

@@ -14,12 +14,14 @@ s = sqrt(sigma^2 + sd^2):
 | x0   | 1 | 0 | alpha | 0 | 1 |
 | v    | -sigma_t | alpha | alpha | alpha^2 | -sigma_t |
 | flow | -1 | 1 | 1 - t | 1 - t | -t |
+| score | 0 | -1 / sigma | 1 | 1 | sigma^2 |
 | edm  | sigma / (sd s) | -sd / s | 1 / s | sd^2 / s^2 | sigma sd / s |
 
 c_noise, how the network is told the level, is log(sigma) / 4 as in EDM: smooth, of order one, free of any time index.
-For a network trained elsewhere on another input: `v()._replace(c_noise=lambda logsnr: ...)`.
+For a network trained elsewhere on another input: `dataclasses.replace(v(), c_noise=lambda logsnr: ...)`.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -32,7 +34,7 @@ from diffax import _check
 from diffax._array import Scalar, at_least_float32, per_sample
 from diffax.schedules import sigma_from_logsnr
 
-__all__ = ["Coefficients", "Preconditioning", "edm", "eps", "flow", "v", "x0"]
+__all__ = ["Coefficients", "Preconditioning", "edm", "eps", "flow", "score", "v", "x0"]
 
 
 class Coefficients(NamedTuple):
@@ -48,7 +50,8 @@ def _quarter_log_sigma(logsnr: Array) -> Array:
     return -logsnr / 8
 
 
-class Preconditioning(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Preconditioning:
     """What a network predicts and sees. Call it with logsnr (any shape) for the `Coefficients` there.
 
     Fields (what a new target has to state), each a function of logsnr:
@@ -86,6 +89,14 @@ def x0() -> Preconditioning:
 def v() -> Preconditioning:
     """F predicts v = alpha n - sigma_t x_0 (Salimans & Ho 2022, arXiv:2202.00512)."""
     return Preconditioning(lambda lam: (-jnp.sqrt(sigmoid(-lam)), _alpha(lam)), _alpha)
+
+
+def score() -> Preconditioning:
+    """F predicts the score of x at its level, (D - x) / sigma^2, of which -n / sigma is a sample (Song et al. 2021).
+
+    Its input is x itself, as in variance-exploding models; c_in can be replaced for others.
+    """
+    return Preconditioning(lambda lam: (jnp.zeros_like(lam), -jnp.exp(lam / 2)), jnp.ones_like)
 
 
 def flow() -> Preconditioning:

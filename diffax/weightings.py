@@ -1,29 +1,70 @@
 """Weightings w(logsnr): how much the squared error of the denoiser counts at each noise level.
 
 Convention: w multiplies ||D(x, sigma) - x_0||^2, the error of the clean image, as lambda(sigma) does in EDM. Errors of
-other targets are multiples of it (SNR = exp(logsnr); variance preserving):
+other targets are multiples of it (SNR = exp(logsnr); variance preserving; t = sigma / (1 + sigma)):
 
-    ||eps error||^2 = SNR ||x0 error||^2,    ||v error||^2 = (SNR + 1) ||x0 error||^2,
-    ||F error||^2 = ||x0 error||^2 / c_out^2   for any preconditioning,
+    ||eps error||^2 = SNR ||x0 error||^2,           ||v error||^2 = (SNR + 1) ||x0 error||^2,
+    ||flow error||^2 = ||x0 error||^2 / t^2,        ||F error||^2 = ||x0 error||^2 / c_out^2 in general,
 
-so the plain eps loss of DDPM is `snr()`, and a weight published for the eps loss is multiplied by SNR to stand here.
-The weighting is what the model is asked for; where training looks is the schedule's density, chosen apart from it.
+so `target(preconditioning)`, 1 / c_out^2, is the plain squared error of what the network predicts, and a weight
+published for the eps loss is multiplied by SNR to stand here.
+
+**Schedule x weighting x prediction.** What a model is asked for is the product w(logsnr) p(logsnr): the weight times
+the density with which training draws the level. The prediction target enters through its plain loss alone. `effective`
+gives the product, in the eps form of the ELBO view (Kingma & Gao 2023, arXiv:2303.00848: loss = 1/2 E[w(l) / p(l)
+||eps error||^2], the ELBO being w = 1), so that recipes can be laid over each other. With l = logsnr, up to a constant:
+
+| recipe | schedule p | prediction | weighting here | effective weight of the eps error |
+|---|---|---|---|---|
+| DDPM, iDDPM | linear_beta, cosine | eps | snr() = target(eps()) | p(l) |
+| v-prediction | cosine | v | target(v()) = SNR + 1 | p(l) (1 + e^-l) ~ e^(-l/2) |
+| flow matching | flow | flow | target(flow()) = 1 / t^2 | p(l) (1 + e^(-l/2))^2 ~ e^(-l/2) |
+| EDM | edm | edm | edm(sd) = SNR + 1 / sd^2 | p(l) (1 + e^-l / sd^2) |
+| Hang & Gu | laplace(0, 0.5) | v | target(v()) | p(l) (1 + e^-l) |
+| min-SNR | cosine | any | min_snr(5) = min(SNR, 5) | p(l) min(1, 5 e^-l) |
+| VDM, likelihood | any | any | elbo(schedule) = SNR / p | 1 |
+
+The second and the third row are one objective. Two recipes of equal effective weight differ in the noise of their
+gradients and in what the network finds easy, not in what is asked.
 """
 
+import dataclasses
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
 from diffax import _check
 from diffax._array import Scalar, at_least_float32
+from diffax.preconditioning import Preconditioning
+from diffax.schedules import Schedule
 
-__all__ = ["Weighting", "edm", "min_snr", "snr", "uniform"]
+__all__ = [
+    "Uncertainty",
+    "Weighting",
+    "edm",
+    "effective",
+    "elbo",
+    "min_snr",
+    "p2",
+    "resampled",
+    "sigmoid",
+    "snr",
+    "soft_min_snr",
+    "target",
+    "truncated_snr",
+    "uncertainty",
+    "uncertainty_init",
+    "uniform",
+]
 
 
-class Weighting(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Weighting:
     """Call it with logsnr (any shape) for the weight there, >= 0, of the same shape."""
 
     weight: Callable[[Array], Array]
@@ -56,3 +97,98 @@ def min_snr(gamma: Scalar = 5.0) -> Weighting:
     """w = min(SNR, gamma) (Hang et al. 2023, arXiv:2303.09556). Raises ValueError unless gamma > 0."""
     _check.positive("gamma", gamma)
     return Weighting(lambda logsnr: jnp.minimum(jnp.exp(logsnr), gamma))
+
+
+def soft_min_snr(gamma: Scalar = 5.0) -> Weighting:
+    """w = SNR gamma / (SNR + gamma): min_snr without the corner (HDiT, Crowson et al. 2024). gamma > 0."""
+    _check.positive("gamma", gamma)
+    return Weighting(lambda logsnr: gamma * jax.nn.sigmoid(logsnr - jnp.log(gamma)))
+
+
+def truncated_snr(least: Scalar = 1.0) -> Weighting:
+    """w = max(SNR, least) (Salimans & Ho 2022, arXiv:2202.00512, with least 1). least > 0."""
+    _check.positive("least", least)
+    return Weighting(lambda logsnr: jnp.maximum(jnp.exp(logsnr), least))
+
+
+def p2(k: Scalar = 1.0, gamma: Scalar = 1.0) -> Weighting:
+    """w = SNR / (k + SNR)^gamma: the eps loss over (k + SNR)^gamma (Choi et al. 2022, arXiv:2204.00227). k > 0."""
+    _check.positive("k", k)
+    _check.finite("gamma", gamma)
+    return Weighting(lambda logsnr: jnp.exp(logsnr - gamma * jnp.logaddexp(logsnr, jnp.log(k))))
+
+
+def sigmoid(bias: Scalar = 0.0) -> Weighting:
+    """w = SNR sigmoid(bias - logsnr): weight sigmoid(bias - logsnr) of the eps error.
+
+    Kingma & Gao 2023 (arXiv:2303.00848); with a bias of about -3 at high resolution, SiD2 (arXiv:2410.19324). It is a
+    weight per unit of logSNR: `resampled` or `elbo`-like division by the density makes it independent of the schedule.
+    """
+    _check.finite("bias", bias)
+    return Weighting(lambda logsnr: jnp.exp(bias) * jax.nn.sigmoid(logsnr - bias))
+
+
+def target(preconditioning: Preconditioning) -> Weighting:
+    """w = 1 / c_out^2: the plain squared error of what the network predicts."""
+    return Weighting(lambda logsnr: preconditioning(logsnr).c_out ** -2)
+
+
+def elbo(schedule: Schedule) -> Weighting:
+    """w = SNR / (2 p(logsnr)), p the density of `schedule`, which is also the one to draw from.
+
+    The mean loss, per dimension, is then the diffusion term of the variational bound in nats per dimension, whatever
+    the schedule (VDM, arXiv:2107.00630, eq. 17; exactly so between the ends of the schedule).
+    """
+    return Weighting(lambda logsnr: jnp.exp(logsnr) / (2 * schedule.density(logsnr)))
+
+
+def resampled(weighting: Weighting, wanted: Schedule, drawn: Schedule) -> Weighting:
+    """The weighting with which drawing from `drawn` optimises what `weighting` does when drawing from `wanted`.
+
+    w(logsnr) p_wanted(logsnr) / p_drawn(logsnr): weight and density of the draws are so chosen apart. `drawn` must
+    have mass wherever `wanted` has.
+    """
+    return Weighting(lambda logsnr: weighting(logsnr) * wanted.density(logsnr) / drawn.density(logsnr))
+
+
+def effective(schedule: Schedule, weighting: Weighting) -> Callable[[ArrayLike], Array]:
+    """logsnr -> w(logsnr) p(logsnr) / SNR: the weight that a recipe gives to the eps error per unit of logSNR.
+
+    Two recipes whose functions differ by a constant factor ask for the same. See the table above.
+    """
+
+    def weight(logsnr: ArrayLike) -> Array:
+        lam = at_least_float32(logsnr)
+        return weighting(lam) * schedule.density(lam) * jnp.exp(-lam)
+
+    return weight
+
+
+class Uncertainty(NamedTuple):
+    """Parameters of a learned log-variance of the loss: frequencies and phases (fixed), weights [features]."""
+
+    frequency: Array
+    phase: Array
+    weight: Array
+
+
+def uncertainty_init(key: Array, features: int = 128) -> Uncertainty:
+    """Parameters that say log-variance 0 everywhere. Raises ValueError unless features >= 1."""
+    if features < 1:
+        raise ValueError(f"features = {features}: must be at least 1")
+    frequency_key, phase_key = jax.random.split(key)
+    return Uncertainty(
+        jax.random.normal(frequency_key, (features,)), jax.random.uniform(phase_key, (features,)), jnp.zeros(features)
+    )
+
+
+def uncertainty(params: Uncertainty, loss: Array, logsnr: Array) -> Array:
+    """loss / exp(g) + g, with g(logsnr) learned: levels of great loss do not drown the others. Shapes [batch].
+
+    At the optimum g = log E[loss | logsnr], so every level contributes equally (EDM2, Karras et al. 2024,
+    arXiv:2312.02696, appendix B.3: random Fourier features of log(sigma) / 4, one linear layer).
+    """
+    frequency, phase = jax.lax.stop_gradient((params.frequency, params.phase))
+    angle = 2 * math.pi * (frequency * (-logsnr / 8)[..., None] + phase)
+    g = math.sqrt(2) * jnp.cos(angle) @ params.weight / math.sqrt(params.weight.shape[0])
+    return loss / jnp.exp(g) + g

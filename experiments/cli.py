@@ -14,7 +14,7 @@ import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
-__all__ = ["config_of", "field", "read_workdir_flag", "run", "set_up_jax"]
+__all__ = ["check_seed", "config_of", "field", "read_workdir_flag", "run", "set_up_jax"]
 
 flags.DEFINE_bool("traceback", False, "On an error show where in the code it arose, not only what is wrong.")
 
@@ -63,6 +63,12 @@ def field(prefix: str) -> Iterator[None]:
         raise ValueError(f"{prefix}{error}") from error
 
 
+def check_seed(name: str, seed: int) -> None:
+    """Raises ValueError unless the seed is one that every generator takes."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"{name} = {seed}: must lie in [0, 4294967295]")
+
+
 def config_of(flag: Any) -> Any:
     """The config of a --config flag. Raises ValueError if it is missing."""
     config = flag.value
@@ -107,4 +113,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 def _fail(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(1)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: threads that Orbax left reading a damaged file would bury the message under their tracebacks.
+    os._exit(1)

@@ -11,6 +11,7 @@ averaged parameters of the newest checkpoint:
   loss                 denoising loss on held-out images, and per bin of logSNR
 """
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ LOSS_DRAWS = 16
 def main() -> None:
     if N.value < 1:
         raise ValueError(f"--n = {N.value}: must be at least 1")
+    cli.check_seed("--seed", SEED.value)
     workdir = cli.read_workdir_flag(WORKDIR.value)
     config = workdirs.read_config(workdir)
     mesh = sharding.data_mesh()
@@ -46,10 +48,11 @@ def main() -> None:
 
     asked = {"step": step, "samples": N.value, "seed": SEED.value, **config.sample, "sha256_ema": fingerprint(params)}
     path = workdir / "metrics.json"
-    known = read_json(path) if path.exists() and (workdir / "grid.png").exists() else {}
-    if asked.items() <= known.items():
-        report(workdir, known)
-        return
+    with contextlib.suppress(OSError, ValueError, KeyError):  # absent or damaged scores are made again
+        known = read_json(path)
+        if asked.items() <= known.items() and (workdir / "grid.png").exists():
+            report(workdir, known)
+            return
 
     labels = class_labels(N.value, rec.num_classes)
     draw = sampler(rec, **config.sample)
@@ -66,7 +69,7 @@ def main() -> None:
         result["accuracy_per_class"] = (confusion.diagonal() / np.maximum(confusion.sum(1), 1)).tolist()
     for name, group in (("samples", images), ("held_out", test["image"][:1000])):
         result[f"nearest_{name}"] = float(np.median(metrics.nearest_distance(group, train["image"])))
-    result["held_out"] = held_out_loss(rec, params, test, key)
+    result["held_out"] = held_out_loss(rec, params, test, key, step)
 
     columns = min(rec.num_classes or 8, 16)
     pictures.save_png(workdir / "grid.png", pictures.grid(images[: 8 * columns], columns, levels=rec.levels))
@@ -91,12 +94,12 @@ def everything(dataset) -> dict[str, np.ndarray]:
     return dataset.read(np.arange(min(dataset.size, 10_000)))
 
 
-def held_out_loss(rec, params, test: dict[str, np.ndarray], key: jax.Array) -> dict[str, float]:
+def held_out_loss(rec, params, test: dict[str, np.ndarray], key: jax.Array, step: int) -> dict[str, float]:
     """The loss of the training objective on real images that were not trained on, without dropout."""
 
     @jax.jit
     def measure(batch, key):
-        value, aux = loss(rec, train=False)(params, batch, key)
+        value, aux = loss(rec, train=False)(params, batch, key, step)
         return TrainMetrics.single_from_model_output(loss=value, grad_norm=0.0, sample_loss=aux.loss, logsnr=aux.logsnr)
 
     batch = {name: values[:1000] for name, values in test.items()}

@@ -28,7 +28,7 @@ def build(field: str, text: str, module: ModuleType) -> Any:
         if not isinstance(node, (ast.Call, ast.Name)):
             raise ValueError(f"must be a call of one of {', '.join(_names(module))}")
         return _value(node, module)
-    except (TypeError, ValueError) as error:
+    except (AttributeError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"{field} = {text!r}: {error}") from error
 
 

@@ -1,5 +1,6 @@
 """From a config to the objects it names: network, schedule, loss, sampler. Shared by all commands."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import diffax as dx
 from diffax import data, models
 from diffax.losses import Aux
 from diffax.preconditioning import Preconditioning
-from diffax.schedules import Schedule
+from diffax.schedules import Curriculum, Schedule
 from diffax.weightings import Weighting
 from experiments.cli import field
 from experiments.expressions import build
@@ -21,16 +22,31 @@ __all__ = ["Recipe", "loss", "recipe", "sampler"]
 
 
 class Recipe(NamedTuple):
-    """What a config and its data set say; label_dropout is 0 for data without classes."""
+    """What a config and its data set say; label_dropout is 0 for data without classes, bins 0 without adaptive
+    draws."""
 
     network: models.Network
-    schedule: Schedule
+    schedule: Schedule | Curriculum
     preconditioning: Preconditioning
     weighting: Weighting
     shape: tuple[int, int, int]
     levels: int
     num_classes: int | None
     label_dropout: float
+    bins: int
+    floor: float
+
+    def schedule_at(self, step: Array) -> Schedule:
+        """The schedule of a training step: a curriculum moves."""
+        return self.schedule(step) if isinstance(self.schedule, Curriculum) else self.schedule
+
+    def adaptive_init(self) -> dx.adaptive.Adaptive | None:
+        """The state of the adaptive sampler before training."""
+        return dx.adaptive.init(self.bins) if self.bins else None
+
+    def adapt(self, state: Any, step: Array, aux: Aux) -> Any:
+        """Its state after a batch."""
+        return dx.adaptive.update(state, self.schedule_at(step), aux.loss, aux.logsnr) if self.bins else state
 
 
 def recipe(config: ml_collections.ConfigDict, dataset: data.Dataset) -> Recipe:
@@ -42,7 +58,13 @@ def recipe(config: ml_collections.ConfigDict, dataset: data.Dataset) -> Recipe:
         raise ValueError(f"config.model.dtype = {dtype!r}: must be 'float32' or 'bfloat16'")
     if not 0 <= label_dropout <= 1:
         raise ValueError(f"config.model.label_dropout = {label_dropout}: must lie in [0, 1]")
-    with field("config.model: "):
+    if config.adaptive.bins < 0 or config.adaptive.bins == 1:
+        raise ValueError(
+            f"config.adaptive.bins = {config.adaptive.bins}: must be at least 2, or 0 for no adaptive draws"
+        )
+    if not 0 < config.adaptive.floor <= 1:
+        raise ValueError(f"config.adaptive.floor = {config.adaptive.floor}: must lie in (0, 1]")
+    with field("config.model."):
         network = models.unet(dataset.image_shape, num_classes=dataset.num_classes, dtype=jnp.dtype(dtype), **model)
     return Recipe(
         network,
@@ -53,13 +75,16 @@ def recipe(config: ml_collections.ConfigDict, dataset: data.Dataset) -> Recipe:
         dataset.levels,
         dataset.num_classes,
         label_dropout,
+        config.adaptive.bins,
+        config.adaptive.floor,
     )
 
 
-def loss(recipe: Recipe, *, train: bool) -> Callable[[Any, Any, Array], tuple[Array, Aux]]:
-    """loss(params, batch, key), batch as the data set reads it. train: with dropout of labels and units."""
+def loss(recipe: Recipe, *, train: bool) -> Callable[..., tuple[Array, Aux]]:
+    """loss(params, batch, key, step, sampler), batch as the data set reads it. train: with dropout of labels and
+    units."""
 
-    def function(params: Any, batch: Any, key: Array) -> tuple[Array, Aux]:
+    def function(params: Any, batch: Any, key: Array, step: Array, sampler: Any = None) -> tuple[Array, Aux]:
         noise_key, label_key, dropout_key = jax.random.split(key, 3)
         x0 = data.to_unit(batch["image"], recipe.levels)
         label, apply = None, recipe.network.apply
@@ -69,16 +94,21 @@ def loss(recipe: Recipe, *, train: bool) -> Callable[[Any, Any, Array], tuple[Ar
                 label = dx.guidance.drop_label(label_key, label, recipe.num_classes, recipe.label_dropout)
         if train:
             apply = jax.tree_util.Partial(apply, key=dropout_key)
-        return dx.losses.denoising(
+        wanted = recipe.schedule_at(step)
+        drawn = wanted if sampler is None else dx.adaptive.schedule(sampler, wanted, recipe.floor)
+        value, aux = dx.losses.denoising(
             apply,
             params,
             noise_key,
             x0,
             label,
-            schedule=recipe.schedule,
+            schedule=drawn,
             preconditioning=recipe.preconditioning,
             weighting=recipe.weighting,
         )
+        if sampler is not None:  # where to look is learned, what is asked for stays
+            value = jnp.mean(aux.loss * wanted.density(aux.logsnr) / drawn.density(aux.logsnr))
+        return value, aux
 
     return function
 
@@ -93,6 +123,8 @@ def sampler(
     """
     if steps < 1:
         raise ValueError(f"steps = {steps}: must be at least 1")
+    if not math.isfinite(guidance):
+        raise ValueError(f"guidance = {guidance}: must be finite")
     schedule = build("grid", grid, dx.schedules)
     try:
         sigmas = dx.schedules.sigmas(schedule, steps)

@@ -39,6 +39,7 @@ def main() -> None:
     for name, flag in (("n", N), ("steps", STEPS), ("batch_size", BATCH_SIZE)):
         if flag.value is not None and flag.value < 1:
             raise ValueError(f"--{name} = {flag.value}: must be at least 1")
+    cli.check_seed("--seed", SEED.value)
     if bad := [label for label in LABEL.value if not label.strip().isdigit()]:
         raise ValueError(f"--label = {','.join(bad)}: must be class numbers, as in --label=3,8")
     workdir = cli.read_workdir_flag(WORKDIR.value)

@@ -9,6 +9,7 @@ WORKDIR/summary.json.
 """
 
 import collections
+import contextlib
 import math
 import sys
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 from absl import flags
 from clu import parameter_overview
 from ml_collections import config_flags
@@ -24,7 +26,7 @@ from tqdm import tqdm
 from diffax import data
 from diffax.training import checkpoint, sharding
 from diffax.training.metrics import TrainMetrics, scalars
-from diffax.training.optimizer import adam
+from diffax.training.optimizer import adam_with_warmup
 from diffax.training.step import TrainState, init_state, train_step
 from diffax.training.summary import environment, fingerprint, read_json, write_json
 from diffax.training.writers import create_writer
@@ -47,83 +49,83 @@ def main() -> None:
 def train(config, workdir: Path) -> dict:
     """Trains to config.train.steps, from where the workdir stands, and returns the summary."""
     started = time.time()
-    for field in ("steps", "batch_size", "log_every", "checkpoint_every", "sample_every", "keep"):
-        if config.train[field] < 1:
-            raise ValueError(f"config.train.{field} = {config.train[field]}: must be at least 1")
+    for name in ("steps", "batch_size", "log_every", "checkpoint_every", "sample_every", "keep"):
+        if config.train[name] < 1:
+            raise ValueError(f"config.train.{name} = {config.train[name]}: must be at least 1")
+    cli.check_seed("config.seed", config.seed)
     lead = jax.process_index() == 0
 
     # ---- what the config names; all of it is checked before anything is written ----
     dataset = workdirs.load_dataset(config, "train")
     rec = recipe(config, dataset)
     mesh = sharding.data_mesh()
+    batch_size = config.train.batch_size
     with cli.field("config.sample."):
         draw = sampler(rec, **config.sample)
     with cli.field("config.train."):
-        optimizer = adam(
-            config.train.learning_rate, warmup_steps=config.train.warmup_steps, clip_norm=config.train.clip_norm
+        optimizer = adam_with_warmup(
+            config.train.learning_rate,
+            warmup_steps=config.train.warmup_steps,
+            clip_norm=config.train.clip_norm or None,
         )
         step = train_step(
             loss(rec, train=True),
             optimizer,
             mesh,
-            batch_size=config.train.batch_size,
+            batch_size=batch_size,
             ema_halflife=config.train.ema_halflife,
+            adapt=rec.adapt,
         )
-    workdirs.claim(workdir, config)
+        batches = data.batches(
+            dataset,
+            batch_size,
+            config.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+    init_key, step_key, sample_key = jax.random.split(jax.random.key(config.seed), 3)
 
-    # ---- the state: where the last checkpoint stands, or new ----
-    checkpoints = checkpoint.manager(workdir, keep=config.train.keep)
-    start = checkpoint.latest_step(checkpoints) or 0
-    if start > config.train.steps:
-        raise ValueError(
-            f"config.train.steps = {config.train.steps}: {workdir} has already been trained to step {start}; "
-            "give at least that"
-        )
-    if start == config.train.steps and (workdir / "summary.json").exists():
-        summary = read_json(workdir / "summary.json")
-        if summary["step"] == start:
+    def init(key: jax.Array) -> TrainState:
+        return init_state(rec.network.init, optimizer, key, mesh, rec.adaptive_init())
+
+    like = sharding.like(jax.eval_shape(init, init_key), mesh)
+
+    with contextlib.ExitStack() as stack:  # whatever happens, a save under way is finished
+        stack.enter_context(workdirs.claim(workdir, config))
+
+        # ---- the state: where the last checkpoint stands, or new ----
+        checkpoints = stack.enter_context(contextlib.closing(checkpoint.manager(workdir, keep=config.train.keep)))
+        start = checkpoints.latest_step() or 0
+        if start > config.train.steps:
+            raise ValueError(
+                f"config.train.steps = {config.train.steps}: {workdir} has already been trained to step {start}; "
+                "give at least that"
+            )
+        if start == config.train.steps and (summary := _finished(workdir, start)):
             print(f"{workdir} is complete.\n{_table(summary)}")
             return summary
-    init_key, step_key, sample_key = jax.random.split(jax.random.key(config.seed), 3)
-    batches = data.batches(
-        dataset,
-        config.train.batch_size,
-        config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    if start == 0:
-        state = init_state(rec.network.init, optimizer, init_key, mesh)
+        recent: dict[str, float] = {}  # the metrics logged last
+        if start == 0:
+            state = init(init_key)
+        else:
+            state, meta = checkpoint.restore(checkpoints, like, batches)
+            recent = meta["metrics"]
+        workdirs.write_config(workdir, config)  # which may name another number of steps than before
         if lead:
             (workdir / "parameters.txt").write_text(parameter_overview.get_parameter_overview(state.params) + "\n")
-    else:
-        like = jax.eval_shape(lambda key: init_state(rec.network.init, optimizer, key, mesh), init_key)
-        like = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding.replicated(mesh)), like)
-        state = checkpoint.restore(checkpoints, like, batches)
-    count = sum(p.size for p in jax.tree.leaves(state.params))
-    print(
-        f"{dataset.name}: {dataset.size} images {'x'.join(map(str, dataset.image_shape))}; {count:,} parameters; "
-        f"{mesh.size} {jax.devices()[0].platform} device(s); step {start} of {config.train.steps}",
-        flush=True,
-    )
+            print(
+                f"{dataset.name}: {dataset.size} images {'x'.join(map(str, dataset.image_shape))}; "
+                f"{sum(p.size for p in jax.tree.leaves(state.params)):,} parameters; "
+                f"{mesh.size} {jax.devices()[0].platform} device(s); step {start} of {config.train.steps}",
+                flush=True,
+            )
 
-    # ---- the loop ----
-    writer = create_writer(workdir, just_logging=not lead)
-    metrics = jax.device_put(TrainMetrics.empty(), sharding.replicated(mesh))
-    recent: dict[str, float] = {}
-    running: collections.deque[jax.Array] = (
-        collections.deque()
-    )  # losses of the steps under way: the host runs at most two steps ahead
-    clock, clock_step = time.time(), start
-    bar = tqdm(
-        total=config.train.steps,
-        initial=start,
-        desc="training",
-        unit="step",
-        disable=not lead,
-        mininterval=0.5 if sys.stderr.isatty() else 15,
-    )
-    with bar:
+        # ---- the loop ----
+        writer = stack.enter_context(contextlib.closing(create_writer(workdir, just_logging=not lead)))
+        bar = stack.enter_context(_progress(start, config.train.steps, show=lead))
+        metrics = sharding.put_replicated(TrainMetrics.empty(), mesh)
+        running: collections.deque[jax.Array] = collections.deque()  # losses of the steps under way: at most two
+        clock, clock_step = time.time(), start
         for k in range(start + 1, config.train.steps + 1):
             state, metrics, value = step(state, metrics, sharding.put_batch(next(batches), mesh), step_key)
             running.append(value)
@@ -133,50 +135,86 @@ def train(config, workdir: Path) -> dict:
 
             last = k == config.train.steps
             saving = last or k % config.train.checkpoint_every == 0
-            if saving or k % config.train.log_every == 0:
+            logging = saving or k % config.train.log_every == 0
+            if logging:
                 recent = scalars(metrics)
-                _stop_if_not_finite(recent, k, checkpoints)
-                metrics = jax.device_put(TrainMetrics.empty(), sharding.replicated(mesh))
-                speed = (k - clock_step) * config.train.batch_size / (time.time() - clock)
+                _stop_if_not_finite(recent, state, k, checkpoints)
+                metrics = sharding.put_replicated(TrainMetrics.empty(), mesh)
+                speed = (k - clock_step) * batch_size / (time.time() - clock)
                 writer.write_scalars(k, {f"train/{n}": v for n, v in recent.items()} | {"images_per_second": speed})
                 bar.set_postfix_str(f"loss {recent['loss']:.4f}, {speed:.0f} images/s")
             if saving:
-                checkpoint.save(checkpoints, state, batches, {"images": k * config.train.batch_size})
+                checkpoint.save(checkpoints, state, batches, {"images": k * batch_size, "metrics": recent})
             if last or k % config.train.sample_every == 0:
                 _write_samples(workdir, k, draw, state, sample_key, rec, mesh, writer if lead else None)
-            if saving or k % config.train.log_every == 0:
+            if logging:
                 clock, clock_step = time.time(), k  # speed is that of the steps, not of saving
         bar.refresh()
-    checkpoints.wait_until_finished()
-    writer.close()
+        if not _samples(workdir, config.train.steps).exists():  # killed after the last step
+            _write_samples(workdir, config.train.steps, draw, state, sample_key, rec, mesh, writer if lead else None)
+        checkpoints.wait_until_finished()
 
-    # ---- the summary ----
-    summary = {
-        "step": int(state.step),
-        "images": int(state.step) * config.train.batch_size,
-        "wall_seconds": round(time.time() - started, 1),
-        "resumed_from_step": start,
-        "losses": recent,
-        "sha256_params": fingerprint(state.params),
-        "sha256_ema": fingerprint(state.ema),
-        "environment": environment(),
-    }
-    if lead:
-        write_json(workdir / "summary.json", summary)
-        print(_table(summary))
-    return summary
+        # ---- the summary ----
+        summary = {
+            "step": int(state.step),
+            "images": int(state.step) * batch_size,
+            "wall_seconds": round(time.time() - started, 1),
+            "resumed_from_step": start,
+            "losses": recent,
+            "sha256_params": fingerprint(state.params),
+            "sha256_ema": fingerprint(state.ema),
+            "environment": environment(),
+        }
+        if lead:
+            write_json(workdir / "summary.json", summary)
+            bar.close()
+            print(_table(summary))
+        return summary
 
 
-def _stop_if_not_finite(recent: dict[str, float], k: int, checkpoints) -> None:
-    """Ends the run before a broken state is saved."""
-    if math.isfinite(recent["loss"]) and math.isfinite(recent["grad_norm"]):
-        return
-    checkpoints.wait_until_finished()
-    raise ValueError(
-        f"the loss ({recent['loss']}) or the gradient norm ({recent['grad_norm']}) is not finite at step {k}; the last "
-        f"checkpoint, of step {checkpoint.latest_step(checkpoints)}, is untouched. Lower config.train.learning_rate or "
-        "config.train.clip_norm, or look at the data"
+def _finished(workdir: Path, step: int) -> dict | None:
+    """The summary of a run that ended at this step. One that is absent or damaged is made again."""
+    with contextlib.suppress(OSError, ValueError):
+        summary = read_json(workdir / "summary.json")
+        if summary.get("step") == step and isinstance(summary.get("losses"), dict):
+            return summary
+    return None
+
+
+def _progress(start: int, steps: int, *, show: bool) -> tqdm:
+    return tqdm(
+        total=steps,
+        initial=start,
+        desc="training",
+        unit="step",
+        disable=not show,
+        mininterval=0.5 if sys.stderr.isatty() else 15,
     )
+
+
+def _stop_if_not_finite(recent: dict[str, float], state: TrainState, k: int, checkpoints) -> None:
+    """Ends the run before a broken state is saved."""
+    sizes = {
+        "loss": recent["loss"],
+        "gradient norm": recent["grad_norm"],
+        "norm of the parameters": float(_norm(state.params)),
+    }
+    broken = [f"{name} is {size}" for name, size in sizes.items() if not math.isfinite(size)]
+    if broken:
+        checkpoints.wait_until_finished()
+        newest = checkpoints.latest_step()
+        kept = f"the checkpoint of step {newest} is untouched" if newest else "no checkpoint was written yet"
+        raise ValueError(
+            f"at step {k} the {' and the '.join(broken)}; {kept}. Lower config.train.learning_rate or "
+            "config.train.clip_norm, or look at the data"
+        )
+
+
+_norm = jax.jit(optax.tree.norm)
+
+
+def _samples(workdir: Path, k: int) -> Path:
+    return workdir / "samples" / f"step_{k:08d}.png"
 
 
 def _write_samples(workdir: Path, k: int, draw, state: TrainState, key, rec, mesh, writer) -> None:
@@ -186,7 +224,7 @@ def _write_samples(workdir: Path, k: int, draw, state: TrainState, key, rec, mes
     images = generate(draw, state.ema, key, labels, mesh, progress=False)
     picture = pictures.grid(images, columns, levels=rec.levels)
     if writer is not None:
-        pictures.save_png(workdir / "samples" / f"step_{k:08d}.png", picture)
+        pictures.save_png(_samples(workdir, k), picture)
         writer.write_images(k, {"samples": picture[np.newaxis]})
 
 

@@ -1,6 +1,8 @@
 """The directory of a run: its resolved config, its checkpoints, and the networks restored from them."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +12,34 @@ from jax.sharding import Mesh
 
 from diffax import data
 from diffax.training import checkpoint, sharding
+from diffax.training.ema import start as average_of
 from diffax.training.summary import read_json, write_json
 from experiments.recipe import Recipe, recipe
 
-__all__ = ["claim", "load_dataset", "load_ema", "read_config"]
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: without the lock
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["claim", "load_dataset", "load_ema", "read_config", "write_config"]
 
 _MAY_CHANGE = ("train.steps", "train.log_every", "train.checkpoint_every", "train.sample_every", "train.keep")
 """Fields that a resumed run may give anew, since the parameters at a given step do not depend on them. Those under
 `sample` and `data.dir` may change too."""
 
 
-def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
-    """Makes `workdir` the directory of a run of this config, or finds that it is.
+@contextlib.contextmanager
+def claim(workdir: Path, config: ml_collections.ConfigDict) -> Iterator[None]:
+    """Makes `workdir` the directory of a run of this config, or finds that it is, and holds it while in the context.
 
-    Raises: ValueError if it holds a run of another config (naming the fields that differ) or something else.
+    Raises: ValueError if it holds a run of another config (naming the fields that differ) or something else, cannot be
+    written to, or another process is training there.
     """
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"--workdir = {workdir}: is a file; it must be a directory, or a path where one can be made")
-    new = _plain(config)
     if (workdir / "config.json").exists():
         old = _plain(read_config(workdir))
-        before, now = _flat(old), _flat(new)
+        before, now = _flat(old), _flat(_plain(config))
         differing = [
             f"config.{f} is {before.get(f)!r} there and {now.get(f)!r} here"
             for f in sorted(before.keys() | now.keys())
@@ -45,9 +54,24 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
         raise ValueError(f"--workdir = {workdir}: holds checkpoints but no config.json; give another workdir")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_json(workdir / "config.json", new)
+        lock = (workdir / ".lock").open("w")
     except OSError as error:
         raise ValueError(f"--workdir = {workdir}: cannot be written to ({error})") from error
+    with lock:
+        if fcntl is not None and jax.process_index() == 0:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given up by the system when the process ends
+            except BlockingIOError:
+                raise ValueError(f"--workdir = {workdir}: another process is training there; wait for it") from None
+        if not (workdir / "config.json").exists():
+            write_config(workdir, config)
+        yield
+
+
+def write_config(workdir: Path, config: ml_collections.ConfigDict) -> None:
+    """Keeps the resolved config in the workdir."""
+    if jax.process_index() == 0:
+        write_json(workdir / "config.json", _plain(config))
 
 
 def read_config(workdir: Path) -> ml_collections.ConfigDict:
@@ -55,7 +79,10 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
     path = workdir / "config.json"
     if not path.exists():
         raise ValueError(f"--workdir = {workdir}: holds no config.json; train there first, with experiments.train")
-    return ml_collections.ConfigDict(read_json(path))
+    config = read_json(path)
+    if missing := [name for name in ("seed", "data", "model", "schedule", "train", "sample") if name not in config]:
+        raise ValueError(f"{path} is damaged: it lacks {', '.join(missing)}")
+    return ml_collections.ConfigDict(config)
 
 
 def load_dataset(config: ml_collections.ConfigDict, split: str) -> data.Dataset:
@@ -67,14 +94,15 @@ def load_ema(workdir: Path, config: ml_collections.ConfigDict, mesh: Mesh) -> tu
     """The recipe of a run, its averaged parameters on every device of the mesh, and their step."""
     rec = recipe(config, load_dataset(config, "train"))
     if not (workdir / "checkpoints").is_dir():
-        raise ValueError(f"--workdir = {workdir}: holds no checkpoint yet; let experiments.train get to its first one")
-    checkpoints = checkpoint.manager(workdir, read_only=True)
-    step = checkpoint.latest_step(checkpoints)
-    if step is None:
-        raise ValueError(f"--workdir = {workdir}: holds no checkpoint yet; let experiments.train get to its first one")
-    shapes = jax.eval_shape(rec.network.init, jax.random.key(0))
-    like = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding.replicated(mesh)), shapes)
-    return rec, checkpoint.restore_ema(checkpoints, like), step
+        raise ValueError(f"--workdir = {workdir}: holds no checkpoint yet; train on to the first one")
+    with contextlib.closing(checkpoint.manager(workdir, read_only=True)) as checkpoints:
+        step = checkpoints.latest_step()
+        if step is None:
+            raise ValueError(
+                f"--workdir = {workdir}: holds no checkpoint yet; let experiments.train get to its first one"
+            )
+        shapes = jax.eval_shape(lambda key: average_of(rec.network.init(key)), jax.random.key(0))
+        return rec, checkpoint.restore_ema(checkpoints, sharding.like(shapes, mesh)), step
 
 
 def _plain(config: ml_collections.ConfigDict) -> dict[str, Any]:

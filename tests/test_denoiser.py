@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 import diffax as dx
 
@@ -35,7 +36,11 @@ def test_scalar_and_per_sample_sigma_agree():
 
 def test_bfloat16_networks_are_summed_in_float32():
     d = dx.denoiser(lambda p, x, c, cond: x.astype(jnp.bfloat16), None, dx.preconditioning.v())
-    assert d(jnp.ones((2, 3)), 1.0).dtype == jnp.float32
+    x = jnp.float32([[1.2345678, 0.1]])
+    out = d(x, 1.0)  # c_skip = 1/2, c_out = -sqrt(1/2), F = sqrt(1/2) x rounded to bfloat16
+    rounded = np.float64(np.asarray(jnp.asarray(np.sqrt(0.5) * x, jnp.bfloat16), np.float32))
+    np.testing.assert_allclose(out, 0.5 * np.float64(x) - np.sqrt(0.5) * rounded, rtol=1e-4, atol=1e-7)
+    assert out.dtype == jnp.float32
 
 
 @pytest.mark.parametrize("sigma", [0.05, 0.5, 5.0])
@@ -56,6 +61,25 @@ def test_mixture_denoiser_is_stable_far_away_and_near():
     x = jnp.float32([[1e3, -1e3], [0.0, 0.0]])
     for sigma in (1e-4, 1.0, 1e4):
         assert np.isfinite(denoise(x, sigma)).all()
+
+
+def test_mixture_takes_lists_of_integers():
+    exact = dx.gaussian_mixture(np.array([[-1.0, 0.0], [1.0, 0.0]]), 0.5, np.array([0.3, 0.7]))
+    loose = dx.gaussian_mixture([[-1, 0], [1, 0]], 0.5, [0.3, 0.7])
+    x = jnp.float32([[0.2, 0.1]])
+    np.testing.assert_array_equal(loose(x, 0.5), exact(x, 0.5))
+
+
+def test_mixture_in_several_dimensions_weighs_unequal_widths_right():
+    # two components in 3-D: the posterior probability by scipy's densities in float64
+    means, std = np.array([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]), np.array([0.2, 0.6])
+    x, sigma = np.array([[0.4, 0.5, 0.3]]), 0.3
+    total = std**2 + sigma**2
+    parts = zip(means, total, strict=True)
+    p = np.array([scipy.stats.multivariate_normal(m, t * np.eye(3)).pdf(x[0]) for m, t in parts])
+    posterior = means + (std**2 / total)[:, None] * (x - means)
+    exact = (p[:, None] * posterior).sum(0) / p.sum()
+    np.testing.assert_allclose(dx.gaussian_mixture(means, std)(jnp.float32(x), sigma)[0], exact, rtol=1e-5)
 
 
 def test_bad_mixtures_are_named():

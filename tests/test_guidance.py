@@ -28,6 +28,13 @@ def test_on_denoisers_and_on_noise_predictions_the_rule_is_the_same():
     np.testing.assert_allclose(guided, x - sigma * (eps_u + 2.5 * (eps_c - eps_u)), rtol=1e-6)
 
 
+def test_scale_may_differ_by_sample():
+    x = jnp.zeros((2, 2))
+    for interval in (None, (0.1, 2.0)):
+        got = dx.guidance.classifier_free(cond, uncond, jnp.array([0.0, 3.0]), interval)(x, 1.0)
+        np.testing.assert_allclose(got, [[-1, -1], [5, 5]])
+
+
 def test_interval_guides_inside_only():
     denoise = dx.guidance.classifier_free(cond, uncond, 3.0, interval=(0.1, 2.0))
     x = jnp.zeros((4, 1))
@@ -60,7 +67,7 @@ def test_labels_are_dropped_at_the_rate_and_per_sample():
     [
         (lambda: dx.guidance.classifier_free(cond, uncond, np.nan), "scale = nan"),
         (lambda: dx.guidance.classifier_free(cond, uncond, 2.0, interval=(2.0, 1.0)), "interval[0] = 2.0"),
-        (lambda: dx.guidance.classifier_free(cond, uncond, 2.0, interval=(-1.0, 1.0)), "interval = (-1.0, 1.0)"),
+        (lambda: dx.guidance.classifier_free(cond, uncond, 2.0, interval=(-1.0, 1.0)), "interval[0] = -1.0"),
         (lambda: dx.guidance.drop_label(jax.random.key(0), jnp.zeros(2, int), 1, 1.5), "rate = 1.5"),
     ],
 )

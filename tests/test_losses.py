@@ -51,11 +51,41 @@ def test_levels_follow_the_density():
         assert share == pytest.approx(float(schedule.inverse(lam)), abs=2e-3)  # i.i.d. draws would scatter by 8e-3
 
 
-def test_stratified_draws_fill_every_stratum_and_stay_inside():
-    u = np.asarray(dx.losses.stratified(jax.random.key(0), 1000))
-    assert (np.floor(u * 1000) == np.arange(1000)).all() and (u > 0).all() and (u < 1).all()
-    firsts = [float(dx.losses.stratified(jax.random.key(s), 2)[0]) for s in range(400)]
-    assert np.mean(firsts) == pytest.approx(0.25, abs=0.02)
+def test_the_condition_and_the_level_reach_the_network():
+    seen = {}
+
+    def apply(params, x, c_noise, cond):
+        seen.update(c_noise=c_noise, cond=cond)
+        return (0 * x).astype(jnp.bfloat16)
+
+    x0 = np.zeros((8, 2))  # numpy, float64
+    loss, aux = dx.losses.denoising(apply, None, jax.random.key(0), x0, "cond")
+    assert seen["cond"] == "cond" and loss.dtype == jnp.float32
+    np.testing.assert_allclose(seen["c_noise"], -aux.logsnr / 8, rtol=1e-6)
+
+
+def test_a_schedule_may_differ_by_pixel():
+    x0 = jnp.ones((6, 4, 4, 2))
+    rate = jnp.linspace(1.0, 5.0, 6 * 16).reshape(6, 4, 4, 1)
+    schedule = dx.schedules.per_pixel(dx.schedules.learned_init(jax.random.key(0)), rate)
+    pre, w = dx.preconditioning.v(), dx.weightings.min_snr()
+
+    def apply(params, x, c_noise, cond):
+        assert c_noise.shape == (6, 4, 4, 1)
+        return 0 * x
+
+    _, aux = dx.losses.denoising(
+        apply, None, jax.random.key(1), x0, schedule=schedule, preconditioning=pre, weighting=w
+    )
+    level_key, noise_key = jax.random.split(jax.random.key(1))
+    lam = schedule(dx.draws.stratified(level_key, 6))
+    n = dx.noise.normal(noise_key, jnp.arange(6), (4, 4, 2))
+    a, b = -np.sqrt(1 / (1 + np.exp(np.float64(lam)))), np.sqrt(1 / (1 + np.exp(-np.float64(lam))))  # v = b n + a x0
+    target = a * np.float64(x0) + b * np.float64(n)
+    sigma_t2 = 1 / (1 + np.exp(np.float64(lam)))  # c_out^2
+    expected = np.mean(np.minimum(np.exp(np.float64(lam)), 5) * sigma_t2 * target**2, axis=(1, 2, 3))
+    np.testing.assert_allclose(aux.loss, expected, rtol=1e-4)
+    np.testing.assert_allclose(aux.logsnr, lam.reshape(6, -1).mean(-1), rtol=1e-5)
 
 
 def test_nothing_is_infinite_at_extreme_levels():

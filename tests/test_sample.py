@@ -106,6 +106,22 @@ def test_traced_sigmas_give_the_same_and_a_gradient(name):
     assert np.isfinite(grad).all() and np.abs(grad[1:-1]).max() > 0
 
 
+def test_a_grid_above_zero_is_the_same_in_and_outside_jit():
+    denoise, x, schedule = dx.gaussian_mixture(MEANS, 0.3), np.float32(start(4)), dx.schedules.karras(0.1, 10.0)
+
+    def solve(x):
+        return dx.sample(denoise, x, dx.schedules.sigmas(schedule, 6, final=None))
+
+    np.testing.assert_allclose(jax.jit(solve)(x), solve(x), atol=1e-5)
+    traced = jax.jit(lambda x, s: dx.sample(denoise, x, s, to_zero=False))(x, jnp.array([10.0, 3.0, 1.0, 0.5]))
+    np.testing.assert_allclose(traced, dx.sample(denoise, x, [10.0, 3.0, 1.0, 0.5]), atol=1e-5)
+
+
+def test_other_dtypes_are_promoted():
+    half = dx.sample(lambda x, s: (x * 0.5).astype(jnp.bfloat16), jnp.ones((2, 3), jnp.bfloat16), [10.0, 1.0, 0.0])
+    assert half.dtype == jnp.float32
+
+
 @pytest.mark.parametrize("name", SOLVERS)
 def test_per_sample_sigmas(name):
     denoise, x = dx.gaussian_mixture(MEANS, 0.3), start(2)

@@ -59,7 +59,7 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
         return _string_keys(params)
 
     def apply(params: Any, x: Array, c_noise: Array, cond: Any = None, *, key: Array | None = None) -> Array:
-        module = nnx.merge(graph, nnx.State(nnx.restore_int_paths(params)), rest)
+        module = nnx.merge(graph, nnx.State(nnx.restore_int_paths(params)), rest, copy=True)
         if key is None:
             module.eval()
         else:

@@ -41,7 +41,7 @@ def unet(
       multipliers: width of each level as a multiple of `channels`; each level after the first halves the image.
       blocks: residual blocks a level (the way up has one more).
       attention: heights of the levels that get self-attention; the middle always has it.
-      head_channels: channels of an attention head (a narrower level has a single head).
+      head_channels: channels of an attention head, at least; heads divide the channels of their level evenly.
       num_classes: cond is then an int label [batch] in [0, num_classes], num_classes meaning "no label" (for
         classifier-free guidance). None: unconditional, cond is ignored.
       dropout: rate inside the residual blocks, in training.
@@ -50,18 +50,18 @@ def unet(
 
     Raises: ValueError if height or width does not divide by 2^(levels - 1), or a number is out of range.
     """
+    if not isinstance(multipliers, Sequence) or not multipliers or not all(_counts(m) for m in multipliers):
+        raise ValueError(f"multipliers = {multipliers}: must be integers >= 1, one for each level")
     height, width, image_channels = shape
     factor = 2 ** (len(multipliers) - 1)
-    if not multipliers or min(multipliers) < 1:
-        raise ValueError(f"multipliers = {tuple(multipliers)}: must name at least one level, each >= 1")
     if min(height, width, image_channels) < 1 or height % factor or width % factor:
         raise ValueError(
             f"shape = {tuple(shape)}: height {height} and width {width} must be multiples of {factor}, because "
             f"multipliers = {tuple(multipliers)} has {len(multipliers)} levels, each half the size of the one before"
         )
-    for name, value in dict(channels=channels, blocks=blocks, head_channels=head_channels).items():
-        if value < 1:
-            raise ValueError(f"{name} = {value}: must be at least 1")
+    for name, value, least in (("channels", channels, 2), ("blocks", blocks, 1), ("head_channels", head_channels, 1)):
+        if not _counts(value) or value < least:
+            raise ValueError(f"{name} = {value}: must be an integer >= {least}")
     if num_classes is not None and num_classes < 1:
         raise ValueError(f"num_classes = {num_classes}: must be at least 1, or None for an unconditional network")
     if not 0 <= dropout < 1:
@@ -213,6 +213,10 @@ class Norm(nn.Module):
     def __call__(self, x: Array) -> Array:
         groups = math.gcd(min(32, max(x.shape[-1] // 4, 1)), x.shape[-1])
         return nn.GroupNorm(groups, dtype=self.dtype, param_dtype=self.param_dtype, name="group")(x)
+
+
+def _counts(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _resample(x: Array, how: str | None) -> Array:

@@ -6,6 +6,7 @@ renames it when all is there, so a killed process leaves either a whole checkpoi
 file that was damaged later, so `meta` holds the SHA-256 of what was saved, and what is read is held against it.
 """
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from grain.checkpoint import CheckpointRestore, CheckpointSave
 from diffax.training.step import TrainState
 from diffax.training.summary import fingerprint
 
-__all__ = ["CheckpointError", "latest_step", "manager", "restore", "restore_ema", "save"]
+__all__ = ["CheckpointError", "manager", "restore", "restore_ema", "save"]
 
 
 class CheckpointError(ValueError):
@@ -32,15 +33,10 @@ def manager(workdir: str | Path, *, keep: int | None = 3, read_only: bool = Fals
     return ocp.CheckpointManager(Path(workdir).resolve() / "checkpoints", options=options)
 
 
-def latest_step(checkpoints: ocp.CheckpointManager) -> int | None:
-    """The step of the newest complete checkpoint, or None where there is none."""
-    return checkpoints.latest_step()
-
-
 def save(checkpoints: ocp.CheckpointManager, state: TrainState, data: Iterator, meta: dict[str, Any]) -> None:
     """Starts saving in the background; the arrays are copied before this returns, so the state may be donated."""
     items = {"state": state._replace(ema=None), "ema": state.ema}
-    hashes = {name: fingerprint(tree) for name, tree in items.items()}
+    hashes = {name: fingerprint(tree) for name, tree in items.items()} | {"data": _position(data)}
     args = ocp.args.Composite(
         **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
         data=CheckpointSave(data),
@@ -49,13 +45,18 @@ def save(checkpoints: ocp.CheckpointManager, state: TrainState, data: Iterator, 
     checkpoints.save(int(state.step), args=args)
 
 
-def restore(checkpoints: ocp.CheckpointManager, like: TrainState, data: Iterator) -> TrainState:
-    """The newest checkpoint, placed as `like` is; `data` is moved to the position of its batches.
+def restore(checkpoints: ocp.CheckpointManager, like: TrainState, data: Iterator) -> tuple[TrainState, dict[str, Any]]:
+    """The newest checkpoint, placed as `like` is, and its meta; `data` is moved to the position of its batches.
 
     Raises: CheckpointError if it is damaged or of another model, with nothing changed on disk.
     """
     restored = _restore(checkpoints, {"state": like._replace(ema=None), "ema": like.ema}, data=CheckpointRestore(data))
-    return restored["state"]._replace(ema=restored["ema"])
+    if _position(data) != restored["meta"]["sha256"]["data"]:
+        raise CheckpointError(
+            f"checkpoint {checkpoints.directory / str(checkpoints.latest_step())} is damaged: the position in the data "
+            "is not the one that was saved"
+        )
+    return restored["state"]._replace(ema=restored["ema"]), restored["meta"]
 
 
 def restore_ema(checkpoints: ocp.CheckpointManager, like: Any) -> Any:
@@ -66,6 +67,8 @@ def restore_ema(checkpoints: ocp.CheckpointManager, like: Any) -> Any:
 def _restore(checkpoints: ocp.CheckpointManager, like: dict[str, Any], **others: Any) -> Any:
     """The named trees of the newest checkpoint, if they are what was saved."""
     step = checkpoints.latest_step()
+    if step is None:
+        raise CheckpointError(f"{checkpoints.directory} holds no checkpoint")
     args = {name: ocp.args.StandardRestore(_abstract(tree)) for name, tree in like.items()}
     try:
         restored = checkpoints.restore(step, args=ocp.args.Composite(**args, **others, meta=ocp.args.JsonRestore()))
@@ -80,6 +83,11 @@ def _restore(checkpoints: ocp.CheckpointManager, like: dict[str, Any], **others:
             f"checkpoint {checkpoints.directory / str(step)} cannot be read, so it is damaged or of another model; "
             f"{remedy} ({type(error).__name__}: {_first_line(error)})"
         ) from error
+
+
+def _position(data: Any) -> str:
+    """A hash of where an iterator stands."""
+    return hashlib.sha256(repr(data.get_state()).encode()).hexdigest()
 
 
 def _first_line(error: Exception) -> str:

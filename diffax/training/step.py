@@ -18,40 +18,44 @@ __all__ = ["TrainState", "init_state", "train_step"]
 
 
 class TrainState(NamedTuple):
-    """Everything a step changes: step (int32 scalar, updates done), params, their average, the optimizer's state."""
+    """Everything a step changes: step (int32 scalar, updates done), params, their average, the optimizer's state, and
+    the state of an adaptive sampler of noise levels (None without one).
+    """
 
     step: Array
     params: Any
     ema: Any
     optimizer: Any
+    sampler: Any = None
 
 
 def init_state(
-    init: Callable[[Array], Any], optimizer: optax.GradientTransformation, key: Array, mesh: Mesh
+    init: Callable[[Array], Any], optimizer: optax.GradientTransformation, key: Array, mesh: Mesh, sampler: Any = None
 ) -> TrainState:
     """The state before the first step, made on the devices where it will live."""
 
     def make(key: Array) -> TrainState:
         params = init(key)
-        # The average is a copy: a donated buffer may not appear twice.
-        return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
+        return TrainState(jnp.zeros((), jnp.int32), params, ema.start(params), optimizer.init(params), sampler)
 
     return jax.jit(make, out_shardings=replicated(mesh))(key)
 
 
 def train_step(
-    loss: Callable[[Any, Any, Array], tuple[Array, Aux]],
+    loss: Callable[[Any, Any, Array, Array, Any], tuple[Array, Aux]],
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     *,
     batch_size: int,
     ema_halflife: float,
+    adapt: Callable[[Any, Array, Aux], Any] | None = None,
 ) -> Callable[[TrainState, TrainMetrics, Any, Array], tuple[TrainState, TrainMetrics, Array]]:
     """A compiled step(state, metrics, batch, key) -> (state, metrics, loss).
 
     Args:
-      loss: loss(params, batch, key) -> (scalar, Aux).
+      loss: loss(params, batch, key, step, sampler) -> (scalar, Aux).
       batch_size: of the whole batch, over all devices and processes; ema_halflife: in images.
+      adapt: adapt(sampler, step, aux) -> sampler, where the noise levels are drawn adaptively.
 
     The step draws from fold_in(key, state.step), so a resumed run repeats an unbroken one. `state` and `metrics` are
     donated. The batch is split over the mesh; the mean over it is the collective that keeps the copies of the
@@ -66,14 +70,16 @@ def train_step(
         state: TrainState, metrics: TrainMetrics, batch: Any, key: Array
     ) -> tuple[TrainState, TrainMetrics, Array]:
         value_and_grad = jax.value_and_grad(loss, has_aux=True)
-        (value, aux), grads = value_and_grad(state.params, batch, jax.random.fold_in(key, state.step))
+        draws = jax.random.fold_in(key, state.step)
+        (value, aux), grads = value_and_grad(state.params, batch, draws, state.step, state.sampler)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         average = ema.update(state.ema, params, ema.decay(state.step, batch_size, ema_halflife))
         seen = TrainMetrics.single_from_model_output(
             loss=value, grad_norm=optax.tree.norm(grads), sample_loss=aux.loss, logsnr=aux.logsnr
         )
-        return TrainState(state.step + 1, params, average, optimizer_state), metrics.merge(seen), value
+        sampler = state.sampler if adapt is None else adapt(state.sampler, state.step, aux)
+        return TrainState(state.step + 1, params, average, optimizer_state, sampler), metrics.merge(seen), value
 
     here = replicated(mesh)
     return jax.jit(

@@ -19,7 +19,8 @@ __all__ = ["environment", "fingerprint", "read_json", "write_json"]
 def fingerprint(tree: Any) -> str:
     """SHA-256 over the leaves of a tree of arrays: sorted path order, raw little-endian bytes.
 
-    The path of a leaf is its keys joined by "/". Equal fingerprints mean bit-identical values.
+    The path of a leaf is its keys joined by "/". Two trees of one structure have equal fingerprints if, and but for
+    chance only if, they are equal to the bit.
     """
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
@@ -42,12 +43,15 @@ def environment() -> dict[str, Any]:
     }
 
 
-def read_json(path: str | Path) -> Any:
-    """The content of a JSON file. Raises ValueError naming the file if it is damaged."""
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises ValueError naming the file if it holds none."""
     try:
-        return json.loads(Path(path).read_text())
+        value = json.loads(Path(path).read_text())
     except ValueError as error:
         raise ValueError(f"{path} is damaged: it is no JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is damaged: it holds {type(value).__name__}, not an object")
+    return value
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -19,8 +19,13 @@ def get_config() -> ml_collections.ConfigDict:
     # As text, so that any composition can be given on the command line:
     #   --config.schedule='shift(laplace(scale=0.5), by=-1)'
     config.schedule = "edm(p_mean=-1.2, p_std=1.2)"
+    #   --config.schedule='anneal(edm(), shift(edm(), by=-2), over=2000)'
     config.preconditioning = "edm(sigma_data=0.5)"
     config.weighting = "edm(sigma_data=0.5)"
+
+    config.adaptive = ml_collections.ConfigDict()
+    config.adaptive.bins = 0  # of the sampler that learns at which levels the loss varies most; 0: none
+    config.adaptive.floor = 0.2  # the share of draws that stay with the schedule
 
     config.model = ml_collections.ConfigDict()
     config.model.channels = 32
@@ -37,7 +42,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.batch_size = 64
     config.train.learning_rate = 1e-3
     config.train.warmup_steps = 100
-    config.train.clip_norm = 1.0
+    config.train.clip_norm = 1.0  # 0: none
     config.train.ema_halflife = 10_000.0  # in images
     config.train.log_every = 100
     config.train.checkpoint_every = 500

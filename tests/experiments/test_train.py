@@ -141,7 +141,7 @@ def test_a_truncated_checkpoint_is_named_and_nothing_is_touched(small, tmp_path)
 
 
 def test_a_diverging_run_stops_before_saving(small, tmp_path):
-    with pytest.raises(ValueError, match="is not finite at step"):
+    with pytest.raises(ValueError, match=r"the loss is .*no checkpoint was written yet"):
         train(small(**{"train.learning_rate": 1e30, "train.clip_norm": 1e30, "train.checkpoint_every": 8}), tmp_path)
     assert steps(tmp_path) == 0
 
@@ -169,6 +169,31 @@ def test_bad_fields_are_named_before_anything_is_written(small, tmp_path, overri
         train(small(**overrides), tmp_path / "run")
     assert words in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_lost_or_damaged_summary_is_made_again(finished, capsys):
+    workdir, config, summary = finished
+    for damage in ("{", "[]", '{"step": 8}', None):
+        (workdir / "summary.json").unlink() if damage is None else (workdir / "summary.json").write_text(damage)
+        again = train(config, workdir)
+        assert again["losses"] == summary["losses"] and [again[h] for h in HASHES] == [summary[h] for h in HASHES]
+
+
+def test_two_trainers_do_not_share_a_workdir(finished, small):
+    workdir, config, _ = finished
+    with (
+        workdirs.claim(workdir, config),
+        pytest.raises(ValueError, match="another process is training there"),
+        workdirs.claim(workdir, config),
+    ):
+        pass
+
+
+def test_damaged_configs_are_named(tmp_path):
+    for text, words in (("[]", "holds list"), ("{}", "lacks seed"), ("{", "is no JSON")):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=words):
+            workdirs.read_config(tmp_path)
 
 
 def test_unlabelled_data_trains_an_unconditional_model(small, tmp_path, monkeypatch):

@@ -49,6 +49,13 @@ def test_dropout_is_on_with_a_key_and_off_without():
     np.testing.assert_array_equal(plain, NETWORK.apply(params, X, LEVEL, None))
 
 
+def test_dropout_trains_under_jit():
+    params = NETWORK.init(jax.random.key(0))
+    grad = jax.jit(jax.grad(lambda p, k: jnp.sum(NETWORK.apply(p, X, LEVEL, None, key=k) ** 2)))
+    one, two = (grad(params, jax.random.key(s))["layers"]["0"]["kernel"] for s in (0, 1))
+    assert np.isfinite(one).all() and (one != two).any()
+
+
 def test_it_trains_by_the_loss_and_samples():
     x0 = jnp.float32([[1.0, -1.0]] * 64)  # one point: the denoiser should learn to say so
     params = NETWORK.init(jax.random.key(0))

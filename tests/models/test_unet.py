@@ -103,14 +103,38 @@ def test_attention_is_the_definition():
     np.testing.assert_allclose(layer.apply(params, jnp.float32(x)), out, atol=3e-5)
 
 
-def test_a_resampling_block_halves_or_doubles_the_image():
-    for resample, side in (("down", 2), ("up", 8), (None, 4)):
-        layer = ResBlock(8, resample, 0.0, **KIND)
-        x, embedding = jnp.ones((1, 4, 4, 4)), jnp.ones((1, 6))
-        assert layer.apply(layer.init(jax.random.key(0), x, embedding, False), x, embedding, False).shape == (
-            *(1, side, side),
-            8,
-        )
+@pytest.mark.parametrize("resample", [None, "down", "up"])
+def test_a_block_is_its_formula(resample):
+    """norm, SiLU, resample, conv, adaptive norm, SiLU, conv, plus the widened input: in numpy float64."""
+    layer = ResBlock(8, resample, 0.0, **KIND)
+    x, e = (np.random.default_rng(s).normal(size=z) for s, z in ((3, (2, 4, 4, 4)), (4, (2, 6))))
+    params = shaken(layer.init(jax.random.key(0), jnp.float32(x), jnp.float32(e), False))
+    p = jax.tree.map(np.float64, params["params"])
+
+    def norm(h, g):
+        groups = h.reshape(*h.shape[:3], max(h.shape[-1] // 4, 1), -1)
+        mean, var = groups.mean((1, 2, 4), keepdims=True), groups.var((1, 2, 4), keepdims=True)
+        return ((groups - mean) / np.sqrt(var + 1e-6)).reshape(h.shape) * g["group"]["scale"] + g["group"]["bias"]
+
+    def silu(h):
+        return h / (1 + np.exp(-h))
+
+    def conv(h, c):
+        padded = np.pad(h, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        n, m = h.shape[1:3]
+        return c["bias"] + sum(padded[:, i : i + n, j : j + m] @ c["kernel"][i, j] for i in range(3) for j in range(3))
+
+    def resampled(h):
+        if resample == "down":
+            return (h[:, ::2, ::2] + h[:, 1::2, ::2] + h[:, ::2, 1::2] + h[:, 1::2, 1::2]) / 4
+        return np.kron(h, np.ones((1, 2, 2, 1))) if resample == "up" else h
+
+    h = conv(resampled(silu(norm(x, p["norm0"]))), p["conv0"])
+    scale, shift = np.split((e @ p["modulation"]["kernel"] + p["modulation"]["bias"])[:, None, None], 2, -1)
+    h = conv(silu(norm(h, p["norm1"]) * (1 + scale) + shift), p["conv1"])
+    expected = resampled(x) @ p["widen"]["kernel"] + p["widen"]["bias"] + h
+    got = jax.jit(lambda *a: layer.apply(*a, False))(params, jnp.float32(x), jnp.float32(e))
+    np.testing.assert_allclose(got, expected, rtol=2e-4, atol=2e-4)
 
 
 def test_noise_levels_have_distinct_smooth_embeddings():
@@ -128,7 +152,8 @@ def test_noise_levels_have_distinct_smooth_embeddings():
         ((8, 6, 1), dict(multipliers=(1, 1, 1)), "width 6"),
         ((8, 8, 1), dict(multipliers=()), "multipliers = ()"),
         ((8, 8, 1), dict(attention=(16,)), "[16] is no level's height; they are [8, 4]"),
-        ((8, 8, 1), dict(channels=0), "channels = 0"),
+        ((8, 8, 1), dict(channels=1), "channels = 1"),
+        ((8, 8, 1), dict(multipliers=(1, 2.5)), "multipliers = (1, 2.5)"),
         ((8, 8, 1), dict(blocks=0), "blocks = 0"),
         ((8, 8, 1), dict(num_classes=0), "num_classes = 0"),
         ((8, 8, 1), dict(dropout=1.0), "dropout = 1.0"),

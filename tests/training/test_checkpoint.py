@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from diffax.training import checkpoint, sharding
-from diffax.training.optimizer import adam
+from diffax.training.optimizer import adam_with_warmup as adam
 from diffax.training.step import init_state
 from diffax.training.summary import fingerprint
 
@@ -41,8 +41,9 @@ def saved(tmp_path, steps=(3, 5)):
 def test_what_was_saved_comes_back_to_the_bit(tmp_path, devices):
     saved(tmp_path).close()
     manager, data = checkpoint.manager(tmp_path), stream()
-    assert checkpoint.latest_step(manager) == 5
-    state = checkpoint.restore(manager, state_on(devices, seed=99), data)
+    assert manager.latest_step() == 5
+    state, meta = checkpoint.restore(manager, state_on(devices, seed=99), data)
+    assert meta["images"] == 20
     expected = state_on(1, seed=5)
     for name in ("params", "ema", "optimizer"):
         assert fingerprint(getattr(state, name)) == fingerprint(getattr(expected, name))
@@ -88,7 +89,20 @@ def test_a_damaged_checkpoint_is_named_and_left_as_it_is(tmp_path, item, damage)
     assert str(newest) in str(error.value) and "go on from step 3" in str(error.value)
     assert sorted(str(f) for f in tmp_path.rglob("*")) == before
     shutil.rmtree(newest)  # as the message says
-    assert int(checkpoint.restore(checkpoint.manager(tmp_path), state_on(1), stream()).step) == 3
+    assert int(checkpoint.restore(checkpoint.manager(tmp_path), state_on(1), stream())[0].step) == 3
+
+
+def test_a_changed_position_in_the_data_is_noticed(tmp_path):
+    saved(tmp_path).close()
+    position = next((tmp_path / "checkpoints" / "5" / "data").glob("*.json"))
+    position.write_text(position.read_text().replace("2", "3"))
+    with pytest.raises(checkpoint.CheckpointError, match="position in the data"):
+        checkpoint.restore(checkpoint.manager(tmp_path), state_on(1), stream())
+
+
+def test_no_checkpoint_is_said_so(tmp_path):
+    with pytest.raises(checkpoint.CheckpointError, match="holds no checkpoint"):
+        checkpoint.restore(checkpoint.manager(tmp_path), state_on(1), stream())
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import diffax as dx
 from diffax.training import ema, sharding
 from diffax.training.metrics import LEVEL_EDGES, LossPerLevel, TrainMetrics, scalars
-from diffax.training.optimizer import adam
+from diffax.training.optimizer import adam_with_warmup as adam
 from diffax.training.step import init_state, train_step
 
 
@@ -21,7 +21,7 @@ def apply(params, x, c_noise, cond):
     return jnp.tanh(x @ params["w"] + params["b"] + c_noise[:, None])
 
 
-def loss(params, batch, key):
+def loss(params, batch, key, step=None, sampler=None):
     return dx.losses.denoising(apply, params, key, batch["x"])
 
 
@@ -63,6 +63,12 @@ def test_the_step_is_the_formula():
         beta = 0.5 ** (16 / min(1000.0, 0.05 * 16 * (k + 1)))
         average = jax.tree.map(lambda e, p, beta=beta: beta * e + (1 - beta) * p, average, params)
     assert int(state.step) == 2
+    _, metrics, _ = run(1, steps=1)
+    first = {"x": jnp.float32(np.random.default_rng(0).normal(size=(16, 4)))}
+    start = jax.jit(init)(jax.random.key(0))
+    grads, _ = jax.grad(loss, has_aux=True)(start, first, jax.random.fold_in(jax.random.key(1), 0))
+    norm = np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(grads)))
+    assert scalars(metrics)["grad_norm"] == pytest.approx(norm, rel=1e-4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), state.params, params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), state.ema, average)
 
@@ -82,7 +88,22 @@ def test_state_is_donated():
 def test_ema_halflife_is_the_published_one():
     # 0.5 Mimg at batch 512 settles at 0.5^0.001024 = 0.99929 (Karras et al. 2022)
     assert float(ema.decay(jnp.array(10**6), 512, 0.5e6)) == pytest.approx(0.5**0.001024, rel=1e-6)
+    # after 2^31 images too
+    assert float(ema.decay(jnp.array(2**23), 4096, 50e6)) == pytest.approx(0.5 ** (4096 / 50e6), rel=1e-6)
     assert float(ema.decay(jnp.array(0), 512, 0.5e6)) == pytest.approx(0.5**20, rel=1e-3)  # 1/0.05 half-lives
+
+
+def test_the_average_of_bfloat16_parameters_moves():
+    average = ema.start({"w": jnp.full(3, 0.5, jnp.bfloat16)})
+    for _ in range(100):
+        average = ema.update(average, {"w": jnp.ones(3, jnp.bfloat16)}, jnp.float32(0.999))
+    np.testing.assert_allclose(average["w"], 1 - 0.5 * 0.999**100, rtol=1e-4)
+
+
+def test_a_nan_stays_in_its_bin():
+    metric = LossPerLevel.from_model_output(sample_loss=jnp.array([jnp.nan, 2.0]), logsnr=jnp.array([-5.0, 5.0]))
+    values = np.asarray(metric.compute())
+    assert np.isnan(values[2]) and values[5] == 2.0
 
 
 def test_loss_per_level_bins_by_logsnr():

@@ -1,0 +1,93 @@
+"""Learned schedules: monotone whatever their parameters, trained by gradient, one for each pixel."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import diffax as dx
+
+S = dx.schedules
+U = jnp.float32(np.linspace(0, 1, 101))
+
+
+def wild(seed, **arguments):
+    params = S.learned_init(jax.random.key(seed), **arguments)
+    keys = jax.random.split(jax.random.key(seed + 1), 4)
+    noise = [2 * jax.random.normal(k, p.shape) for k, p in zip(keys, params[:4], strict=True)]
+    return params._replace(**{n: p + e for n, p, e in zip(params._fields, params, noise, strict=False)})
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_parameters_give_a_schedule(seed):
+    schedule = S.learned(wild(seed, logsnr_min=-8.0, logsnr_max=9.0))
+    lam = np.asarray(schedule(U))
+    np.testing.assert_allclose(lam[[0, -1]], [9, -8], atol=1e-4)
+    assert (np.diff(lam) < 0).all()
+    np.testing.assert_allclose(schedule.inverse(lam), U, atol=2e-5)
+    fine = np.float32(np.linspace(-8, 9, 20_001))
+    assert np.trapezoid(np.asarray(schedule.density(fine), np.float64), fine) == pytest.approx(1, abs=1e-3)
+
+
+def test_it_begins_nearly_uniform():
+    np.testing.assert_allclose(S.learned(S.learned_init(jax.random.key(0)))(U), 10 - 20 * U, atol=0.4)
+
+
+def test_gradient_descent_finds_a_known_schedule():
+    """Fit the parameters to the cosine schedule: their gradients do what they should."""
+    wanted = S.truncate(S.cosine(), -8, 8)
+    params = S.learned_init(jax.random.key(0), logsnr_min=-8.0, logsnr_max=8.0)
+
+    def error(params):
+        return jnp.mean((S.learned(params, train_ends=False)(U) - wanted(U)) ** 2)
+
+    @jax.jit
+    def descend(params, moments):
+        grads = jax.grad(error)(params)
+        moments = jax.tree.map(lambda m, g: 0.9 * m + g, moments, grads)
+        return jax.tree.map(lambda p, m: p - 0.02 * m / (1 + jnp.abs(m)), params, moments), moments
+
+    before, moments = float(error(params)), jax.tree.map(jnp.zeros_like, params)
+    for _ in range(400):
+        params, moments = descend(params, moments)
+    assert float(error(params)) < 0.1 * before
+    np.testing.assert_allclose(params.ends, [8, -8], atol=1e-6)
+
+
+def test_the_inverse_and_the_density_are_differentiable_in_the_parameters():
+    params = wild(1)
+    for of in (lambda p: S.learned(p).inverse(jnp.float32(1.0)), lambda p: S.learned(p).density(jnp.float32(1.0))):
+        grads = jax.grad(of)(params)
+        by_hand = (
+            of(params._replace(ends=params.ends + jnp.array([0.05, 0.0])))
+            - of(params._replace(ends=params.ends - jnp.array([0.05, 0.0])))
+        ) / 0.1
+        assert all(np.isfinite(g).all() for g in grads)
+        if of(params) > 0.2:  # of u, whose derivative is exact; the density's is of its own formula
+            np.testing.assert_allclose(grads.ends[0], by_hand, rtol=2e-2)
+
+
+def test_each_pixel_has_its_own_schedule():
+    params, rate = wild(2), jnp.array([[0.5, 2.0], [5.0, 9.0]])[None, ..., None]
+    schedule = S.per_pixel(params, rate)
+    lam = np.asarray(schedule(jnp.full(1, 0.4)))
+    assert lam.shape == (1, 2, 2, 1)
+    m = np.float64(S.learned(params._replace(ends=jnp.array([0.0, 1.0])))(0.4))
+    signal = np.exp(-np.float64(rate) * (1e-5 + (1 - 1e-5) * m))  # alpha^2
+    np.testing.assert_allclose(lam, np.log(signal / (1 - signal)), rtol=1e-4, atol=1e-4)
+    ends = [np.asarray(schedule(jnp.full(1, u))) for u in (0.0, 1.0)]
+    assert np.isfinite(ends).all() and (ends[0] > ends[1]).all()
+
+
+def test_the_regulariser_is_the_second_derivative_of_the_signal():
+    rate, u = jnp.array([3.0]), jnp.float32([0.3])
+    params = S.learned_init(jax.random.key(0))._replace(height=jnp.full(64, -40.0))  # m(u) = u
+    got = S.per_pixel_regulariser(S.per_pixel(params, rate, floor=0.0), u, weight=1.0)
+    np.testing.assert_allclose(got, (9 * np.exp(-3 * 0.3)) ** 2, rtol=1e-3)  # (d^2/du^2 exp(-3 u))^2
+
+
+def test_bad_input_is_named():
+    with pytest.raises(ValueError, match="units = 0"):
+        S.learned_init(jax.random.key(0), units=0)
+    with pytest.raises(ValueError, match=r"logsnr_min = 3.0: must be less than logsnr_max = -3.0"):
+        S.learned_init(jax.random.key(0), logsnr_min=3.0, logsnr_max=-3.0)
