@@ -38,15 +38,15 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.dtype = "float32"  # of the computation; parameters are float32
 
     config.train = ml_collections.ConfigDict()
-    config.train.steps = 2000
+    config.train.steps = 1600
     config.train.batch_size = 64
     config.train.learning_rate = 1e-3
     config.train.warmup_steps = 100
     config.train.clip_norm = 1.0  # 0: none
     config.train.ema_halflife = 10_000.0  # in images
     config.train.log_every = 100
-    config.train.checkpoint_every = 500
-    config.train.sample_every = 1000
+    config.train.checkpoint_every = 400
+    config.train.sample_every = 800
     config.train.keep = 3  # checkpoints
 
     config.sample = ml_collections.ConfigDict()
