@@ -6,7 +6,19 @@ predicts), a denoiser `denoise(x, sigma) -> x0`, and a `solvers.Solver`. They ne
 `import diffax.models`.
 """
 
-from diffax import adaptive, draws, guidance, losses, noise, plot, preconditioning, schedules, solvers, weightings
+from diffax import (
+    adaptive,
+    draws,
+    guidance,
+    likelihood,
+    losses,
+    noise,
+    plot,
+    preconditioning,
+    schedules,
+    solvers,
+    weightings,
+)
 from diffax.denoiser import Denoiser, denoiser, gaussian_mixture
 from diffax.sample import sample
 
@@ -19,6 +31,7 @@ __all__ = [
     "draws",
     "gaussian_mixture",
     "guidance",
+    "likelihood",
     "losses",
     "noise",
     "plot",

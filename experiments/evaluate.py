@@ -9,18 +9,24 @@ averaged parameters of the newest checkpoint:
   nearest_samples      median distance per pixel (grey levels) from a sample to the nearest training image, and
   nearest_held_out     from a real held-out image to it: a model that recites its data is far below this
   loss                 denoising loss on held-out images, and per bin of logSNR
+and with --likelihood, of held-out images given their labels, in bits per dimension (a pixel of one channel):
+  elbo                 the variational bound, with its categorical reconstruction of grey levels
+  ode                  the probability-flow ODE with uniform dequantisation, one Hutchinson probe, of 256 images
 """
 
 import contextlib
+import math
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from diffax import metrics
+import diffax as dx
+from diffax import data, metrics
 from diffax.training import sharding
 from diffax.training.metrics import TrainMetrics, scalars
 from diffax.training.summary import environment, fingerprint, read_json, write_json
@@ -32,8 +38,10 @@ from experiments.recipe import loss, sampler
 WORKDIR = flags.DEFINE_string("workdir", None, "The directory of a training run.")
 N = flags.DEFINE_integer("n", 500, "Number of samples to judge.")
 SEED = flags.DEFINE_integer("seed", 1, "Seed of the samples.")
+LIKELIHOOD = flags.DEFINE_bool("likelihood", False, "Also measure bits per dimension (a minute or more).")
 LOSS_DRAWS = 16
 """Noise levels drawn per held-out image."""
+BITS = ("bits_per_dim_elbo", "bits_per_dim_ode")
 
 
 def main() -> None:
@@ -47,6 +55,7 @@ def main() -> None:
     key = jax.random.key(SEED.value)
 
     asked = {"step": step, "samples": N.value, "seed": SEED.value, **config.sample, "sha256_ema": fingerprint(params)}
+    asked |= {"likelihood": True} if LIKELIHOOD.value else {}
     path = workdir / "metrics.json"
     with contextlib.suppress(OSError, ValueError, KeyError):  # absent or damaged scores are made again
         known = read_json(path)
@@ -70,6 +79,8 @@ def main() -> None:
     for name, group in (("samples", images), ("held_out", test["image"][:1000])):
         result[f"nearest_{name}"] = float(np.median(metrics.nearest_distance(group, train["image"])))
     result["held_out"] = held_out_loss(rec, params, test, key, step)
+    if LIKELIHOOD.value:
+        result |= {f"bits_per_dim_{name}": value for name, value in bits_per_dim(rec, params, test, key).items()}
 
     columns = min(rec.num_classes or 8, 16)
     pictures.save_png(workdir / "grid.png", pictures.grid(images[: 8 * columns], columns, levels=rec.levels))
@@ -81,7 +92,7 @@ def report(workdir: Path, result: dict[str, Any]) -> None:
     """Prints the scores as a table."""
     how = f"{result['steps']} steps of {result['solver']}, guidance {result['guidance']}"
     print(f"{workdir} at step {result['step']}: {result['samples']} samples, {how}")
-    for name in ("accuracy", "held_out_accuracy", "nearest_samples", "nearest_held_out"):
+    for name in ("accuracy", "held_out_accuracy", "nearest_samples", "nearest_held_out", *BITS):
         if name in result:
             print(f"  {name:24} {result[name]:.4f}")
     for name, value in result["held_out"].items():
@@ -107,6 +118,30 @@ def held_out_loss(rec, params, test: dict[str, np.ndarray], key: jax.Array, step
     for draw in range(LOSS_DRAWS):
         total = total.merge(measure(batch, jax.random.fold_in(key, draw)))
     return {name: value for name, value in scalars(total).items() if name != "grad_norm"}
+
+
+def bits_per_dim(rec, params, test: dict[str, np.ndarray], key: jax.Array) -> dict[str, float]:
+    """The bound and the ODE's value, averaged over held-out images."""
+    spacing, sigma_max = 2 / (rec.levels - 1), 80.0
+    ends = {"logsnr_min": -2 * math.log(sigma_max), "logsnr_max": -2 * math.log(spacing / 6)}
+    schedule = dx.schedules.truncate(dx.schedules.cosine(), **ends)
+    x0 = data.to_unit(test["image"][:1000], rec.levels)
+    labels = None if rec.num_classes is None else jnp.asarray(test["label"][:1000])
+
+    @jax.jit
+    def elbo(x0, label):
+        denoise = dx.denoiser(rec.network.apply, params, rec.preconditioning, label)
+        how = dict(schedule=schedule, levels=rec.levels, draws=64, sigma_data=0.5)
+        return dx.likelihood.elbo_bits_per_dim(denoise, x0, key, **how).bits.mean()
+
+    @jax.jit
+    def ode(x0, label):
+        denoise = dx.denoiser(rec.network.apply, params, rec.preconditioning, label)
+        how = dict(sigma_min=spacing / 6, sigma_max=sigma_max, levels=rec.levels, probes=1, sigma_data=0.5)
+        return dx.likelihood.ode_bits_per_dim(denoise, x0, key, **how).bits.mean()
+
+    few = None if labels is None else labels[:256]
+    return {"elbo": float(elbo(x0, labels)), "ode": float(ode(x0[:256], few))}
 
 
 if __name__ == "__main__":
