@@ -8,6 +8,7 @@ predicts), a denoiser `denoise(x, sigma) -> x0`, and a `solvers.Solver`. They ne
 
 from diffax import (
     adaptive,
+    curricula,
     draws,
     guidance,
     likelihood,
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Denoiser",
     "adaptive",
+    "curricula",
     "denoiser",
     "draws",
     "gaussian_mixture",

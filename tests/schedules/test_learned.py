@@ -91,3 +91,30 @@ def test_bad_input_is_named():
         S.learned_init(jax.random.key(0), units=0)
     with pytest.raises(ValueError, match=r"logsnr_min = 3.0: must be less than logsnr_max = -3.0"):
         S.learned_init(jax.random.key(0), logsnr_min=3.0, logsnr_max=-3.0)
+
+
+def test_it_trains_with_the_model_towards_the_least_variance():
+    """VDM: inside its ends a schedule does not move the bound, only the variance of its estimate, which it learns."""
+    x0 = 0.5 * jax.random.normal(jax.random.key(0), (256, 64))
+    start = S.learned_init(jax.random.key(1))
+
+    def losses(params, key):
+        schedule = S.learned(params, train_ends=False)
+        apply = lambda p, x, c_noise, cond: 0 * x  # the optimal network for this data, under EDM
+        return dx.losses.denoising(apply, None, key, x0, schedule=schedule, weighting=dx.weightings.elbo(schedule))
+
+    @jax.jit
+    def descend(params, key):
+        grads = jax.grad(lambda p: jnp.log(jnp.mean(losses(p, key)[1].loss ** 2)))(params)
+        return jax.tree.map(lambda p, g: p - 0.3 * g, params, grads)
+
+    params = start
+    for i in range(300):
+        params = descend(params, jax.random.key(i))
+    keys = jax.random.split(jax.random.key(99), 50)
+    before, after = (np.asarray(jax.jit(jax.vmap(lambda k, p=p: losses(p, k)[1].loss))(keys)) for p in (start, params))
+    # 1/2 int sigmoid(l + 2 log c) dl over the ends, per dimension (papers' closed form for Gaussian data)
+    exact = 0.5 * (np.logaddexp(0, 10 + 2 * np.log(0.5)) - np.logaddexp(0, -10 + 2 * np.log(0.5)))
+    for loss in (before, after):
+        assert loss.mean() == pytest.approx(exact, rel=0.01)
+    assert after.std() < 0.6 * before.std()
