@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import diffax as dx
 
@@ -197,6 +199,52 @@ def test_composes_with_jit_vmap_and_traced_parameters():
 
 def test_bfloat16_input_is_computed_in_float32():
     assert S.cosine()(jnp.bfloat16(0.25)).dtype == jnp.float32
+
+
+ANY = ["edm", "laplace", "cauchy", "karras", "sigmoid", "linear_beta"]
+MEANS, WIDTHS = st.floats(-5, 5), st.floats(0.1, 4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(["edm", "laplace", "cauchy", "karras", "sigmoid", "linear_beta"]),
+    MEANS,
+    WIDTHS,
+    st.floats(1e-5, 0.5),
+)
+def test_formulas_hold_for_any_parameters(name, mean, width, tail):
+    """Quantile and inverse against float64, at u = tail and at u = 1 - tail."""
+    low, high, rho = 0.001 * width, 1 + width * 20, 1 + 3 * width
+    schedule, formula = {
+        "edm": (S.edm(mean, width), lambda u, v: -2 * (mean + width * phi(u, v))),
+        "laplace": (
+            S.laplace(mean, width),
+            lambda u, v: mean + width * np.where(u < v, -np.log(2 * u), np.log(2 * v)),
+        ),
+        "cauchy": (
+            S.cauchy(mean, width),
+            lambda u, v: mean + width * np.where(u < v, 1 / np.tan(np.pi * u), -1 / np.tan(np.pi * v)),
+        ),
+        "karras": (
+            S.karras(low, high, rho),
+            lambda u, v: -2 * rho * np.log(low ** (1 / rho) * v + high ** (1 / rho) * u),
+        ),
+        "sigmoid": (S.sigmoid(mean, mean + 3, width), lambda u, v: jabri(u, v, mean, mean + 3, width)),
+        "linear_beta": (
+            S.linear_beta(0.1 * width, 10 * width),
+            lambda u, v: -np.log(np.expm1(0.1 * width * u + 9.9 * width * u**2 / 2)),
+        ),
+    }[name]
+    u = np.float32([tail, 1 - np.float32(tail)])
+    exact = formula(np.float64(u), 1 - np.float64(u))
+    np.testing.assert_allclose(
+        schedule(u), exact, rtol=3e-6, atol=3e-6 * max(1, rho if name == "karras" else 1, abs(mean))
+    )
+    first, second = schedule.tails(jnp.asarray(schedule(u)))
+    # one part in 10^5 of the smaller tail, and what the rounding of logSNR moves u by
+    moved = 3e-7 * np.maximum(np.abs(exact), 1) * np.asarray(schedule.density(jnp.float32(exact)))
+    assert (np.abs(first - u) < 1e-5 * np.minimum(u, 1 - u) + 2 * moved + 2e-7).all()
+    assert (np.abs(second - (1 - u)) < 1e-5 * np.minimum(u, 1 - u) + 2 * moved + 2e-7).all()
 
 
 @pytest.mark.parametrize(
