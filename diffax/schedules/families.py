@@ -221,7 +221,8 @@ def karras(sigma_min: Scalar = 0.002, sigma_max: Scalar = 80.0, rho: Scalar = 7.
 
     def tails(lam: Array) -> tuple[Array, Array]:
         lam = clip(lam, bottom, top)
-        return jnp.expm1((top - lam) / (2 * rho)) / up, -jnp.expm1((bottom - lam) / (2 * rho)) / down
+        u, v = jnp.expm1((top - lam) / (2 * rho)) / up, -jnp.expm1((bottom - lam) / (2 * rho)) / down
+        return clip(u, 0, 1), clip(v, 0, 1)
 
     def density(lam: Array) -> Array:
         # The support is closed: rounding must not push its own ends outside.
@@ -260,7 +261,7 @@ def linear_beta(beta_min: Scalar = 0.1, beta_max: Scalar = 20.0) -> Schedule:
         root = jnp.sqrt(beta_min**2 + 2 * rise * b)
         # v: the same quadratic solved from the other end, where B is total - (beta_max v - rise v^2 / 2)
         left = total - b
-        return 2 * b / (beta_min + root), 2 * left / (beta_max + root)
+        return clip(2 * b / (beta_min + root), 0, 1), clip(2 * left / (beta_max + root), 0, 1)
 
     def density(lam: Array) -> Array:
         b = jax.nn.softplus(-lam)
