@@ -37,7 +37,7 @@ format: .venv/dev.installed
 lock: .venv/dev.installed
 	@$(BIN)/python -m pip install -q uv
 	@$(BIN)/uv pip compile --universal --python-version 3.11 --all-extras --upgrade --no-annotate --no-header \
-	  --no-emit-index-url --no-emit-find-links -q pyproject.toml -o requirements.lock
+	  -q pyproject.toml -o requirements.lock
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -64,12 +64,12 @@ def schedule(state: Adaptive, base: Schedule, floor: float = 0.2) -> Schedule:
 
     def tails(lam: Array) -> tuple[Array, Array]:
         u, v = base.tails(lam)
-        k = jnp.clip((u * bins).astype(int), 0, bins - 1)
+        k = _bin(u, bins)
         return start[k] + q[k] * (u * bins - k), after[k] + q[k] * (v * bins - (bins - 1 - k))
 
     def density(lam: Array) -> Array:
         u, _ = base.tails(lam)
-        return base.density(lam) * q[jnp.clip((u * bins).astype(int), 0, bins - 1)] * bins
+        return base.density(lam) * q[_bin(u, bins)] * bins
 
     return Schedule(quantile, tails, density)
 
@@ -80,11 +80,15 @@ def update(state: Adaptive, base: Schedule, loss: Array, logsnr: Array, decay: f
     A bin forgets by `decay` for each sample that it is given, so bins that are seldom drawn are not forgotten.
     """
     bins = state.seen.shape[0]
-    k = jnp.clip((base.inverse(logsnr) * bins).astype(int), 0, bins - 1)
-    member = k[:, None] == jnp.arange(bins)
+    member = _bin(base.inverse(logsnr), bins)[:, None] == jnp.arange(bins)
     finite = jnp.where(jnp.isfinite(loss), loss, 0)
     keep = decay ** member.sum(0)
     return Adaptive(
         state.second_moment * keep + (1 - decay) * jnp.where(member, finite[:, None] ** 2, 0).sum(0),
         state.seen * keep + (1 - decay) * member.sum(0),
     )
+
+
+def _bin(u: Array, bins: int) -> Array:
+    """The bin of the base's u, 0 to bins - 1."""
+    return jnp.clip((u * bins).astype(int), 0, bins - 1)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffax import _check
-from diffax._array import Scalar
+from diffax._array import Scalar, per_sample
 from diffax.schedules.schedule import Schedule, from_quantile
 
 __all__ = ["Monotone", "learned", "learned_init", "per_pixel", "per_pixel_regulariser"]
@@ -71,7 +71,7 @@ def per_pixel(params: Monotone, rate: Array, *, floor: float = 1e-5) -> Schedule
 
     def power_lost(u: Array) -> Array:
         m = floor + (1 - floor) * _monotone(params, u)
-        return rate * m.reshape(m.shape + (1,) * (rate.ndim - m.ndim))
+        return rate * per_sample(m, rate)
 
     def quantile(u: Array, v: Array) -> Array:
         lost = power_lost(u)
