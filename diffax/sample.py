@@ -1,6 +1,5 @@
 """Sampling: a denoiser, a start, a grid of sigmas and a solver, in one `lax.scan`."""
 
-import functools
 from typing import Any
 
 import jax
@@ -9,10 +8,10 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from diffax import _check, solvers
-from diffax._array import at_least_float32, per_sample
+from diffax import _check, noise, solvers
+from diffax._array import at_least_float32
 from diffax.denoiser import Denoiser
-from diffax.solvers.linear import Rows, Solver
+from diffax.solvers.linear import Solver
 
 __all__ = ["sample"]
 
@@ -24,48 +23,82 @@ def sample(
     *,
     solver: Solver | None = None,
     key: Array | None = None,
+    index: ArrayLike | None = None,
+    trajectory: bool = False,
+    check: bool = False,
     to_zero: bool = True,
 ) -> Array:
-    """Integrates x from sigmas[0] down to sigmas[-1].
+    """Integrates x from sigmas[0] to sigmas[-1]: from noise to data, or, on ascending sigmas, from data to noise.
+
+    Put it under jax.jit with the function that calls it, as any JAX computation: it is one loop over the evaluations,
+    in which the denoiser is compiled once.
 
     Args:
       denoise: denoise(x, sigma) -> x0; sees sigma as a scalar, or as [batch] where the sigmas are per sample.
       x: the start, [batch, ...] at noise level sigmas[0], e.g. sigmas[0] * normal. Held in float32 or better.
-      sigmas: [n + 1] or [n + 1, batch], strictly descending, >= 0; `dx.schedules.sigmas` makes them. Concrete values
-        are checked and give float64 coefficients.
+      sigmas: [n + 1] or [n + 1, batch], strictly descending to a last one >= 0; `dx.schedules.sigmas` and `dx.grids`
+        make them. Or strictly ascending from a first one > 0, to find the noise of an image (deterministic solvers).
+        Concrete values are checked and give float64 coefficients.
       solver: the method, `dx.solvers.heun()` by default.
       key: randomness for stochastic solvers; the deterministic ones do without.
+      index: [batch] int, the samples' numbers; 0, 1, ... by default. Sample i draws from fold_in(key, index[i]) alone,
+        so it does not depend on the batch that it is in.
+      trajectory: return the states at all sigmas, [n + 1, batch, ...], the first being x.
+      check: report the first NaN or infinity that the denoiser gives. It waits for the result, so not under jit.
       to_zero: whether traced sigmas (a grid being fitted, under jax.grad or jit) end at 0; concrete ones tell by
-      themselves.
+        themselves.
 
-    Returns: the sample at sigmas[-1], of the shape of x.
+    Returns: the sample at sigmas[-1], of the shape of x; or the trajectory.
 
-    Raises: ValueError for sigmas or a solver that are not as described.
+    Raises: ValueError for sigmas or a solver that are not as described, for a stochastic solver without a key, and
+      with `check` FloatingPointError naming the step and the sigma where a non-finite number began.
     """
     solver = solvers.heun() if solver is None else solver
     if not isinstance(solver, Solver):
         raise ValueError(f"solver = {solver!r}: must be a solver such as dx.solvers.heun()")
+    if solver.stochastic and key is None:
+        raise ValueError("key is missing: this solver draws noise, give it a key such as jax.random.key(0)")
     x = at_least_float32(x)
     if x.ndim < 1 or x.shape[0] < 1:
         raise ValueError(f"x has shape {x.shape}: must be [batch, ...] with at least one sample")
+    index = jnp.arange(x.shape[0]) if index is None else jnp.asarray(index)
+    if index.shape != x.shape[:1]:
+        raise ValueError(f"index has shape {index.shape}: must be [batch] = {x.shape[:1]}")
     sigmas, to_zero = _grid(sigmas, x.shape[0], to_zero)
+    if solver.stochastic and isinstance(sigmas, np.ndarray) and (sigmas[0] < sigmas[-1]).any():
+        raise ValueError("sigmas ascend: only deterministic solvers lead from data to noise")
+    rows = solver.rows(sigmas, to_zero)
+    ends = rows.ends
     # A table of numbers, so compile time does not grow with n and the denoiser is compiled once.
-    rows = jax.tree.map(lambda c: jnp.asarray(c, x.dtype), solver.rows(sigmas, to_zero))
+    rows = jax.tree.map(lambda c: jnp.asarray(c, x.dtype), rows._replace(ends=None))
 
-    def body(carry: tuple[Array, Array, list[Array]], row: Rows) -> tuple[tuple[Array, Array, list[Array]], None]:
-        point, state, history = carry
-        history = [denoise(point, row.sigma).astype(x.dtype), *history[:-1]]
-        return (_combine(row.point, state, history), _combine(row.state, state, history), history), None
+    def body(carry: tuple[Array, ...], at: tuple[Any, Any]) -> tuple[tuple[Array, ...], tuple[Any, Any]]:
+        number, row = at
 
-    history = [jnp.zeros_like(x)] * (rows.state.shape[1] - 1)
-    (_, state, _), _ = jax.lax.scan(body, (x, x, history), rows)
-    return state
+        def draw(stream: int) -> Array:
+            assert key is not None
+            return noise.normal(jax.random.fold_in(key, 2 * number + stream), index, x.shape[1:], x.dtype)
+
+        carry = solver.step(denoise, carry, row, draw)
+        return carry, (carry[0] if trajectory else None, jnp.isfinite(carry[0]).all() if check else None)
+
+    count = len(rows.sigma)
+    carry, (path, finite) = jax.lax.scan(body, solver.init(x, rows), (jnp.arange(count), rows))
+    if check:
+        _report(finite, rows.sigma, ends)
+    return jnp.concatenate([x[None], path if ends is None else path[ends]]) if trajectory else carry[0]
 
 
-def _combine(coefficients: Array, state: Array, history: list[Array]) -> Array:
-    """sum_j coefficients[j] (state, *history)[j]."""
-    terms = zip(coefficients, [state, *history], strict=True)
-    return functools.reduce(jnp.add, (per_sample(c, state) * term for c, term in terms))
+def _report(finite: Array, sigma: Array, ends: np.ndarray | None) -> None:
+    if not _check.concrete(finite):
+        raise ValueError("check = True: must not be under jit, since it looks at numbers")
+    if not finite.all():
+        row = int(jnp.argmin(finite))
+        step = row if ends is None else int(np.searchsorted(ends, row))
+        raise FloatingPointError(
+            f"denoise gave a non-finite number at step {step + 1}, evaluation {row + 1} of {len(finite)}, "
+            f"sigma = {np.asarray(sigma[row])}; before it all were finite"
+        )
 
 
 def _grid(sigmas: Any, batch: int, to_zero: bool) -> tuple[Any, bool]:
@@ -74,8 +107,12 @@ def _grid(sigmas: Any, batch: int, to_zero: bool) -> tuple[Any, bool]:
     if sigmas.ndim not in (1, 2) or sigmas.shape[0] < 2 or sigmas.shape[1:] not in ((), (batch,)):
         raise ValueError(f"sigmas has shape {sigmas.shape}: must be [n + 1] or [n + 1, batch = {batch}] with n >= 1")
     if isinstance(sigmas, np.ndarray):
-        if not (np.isfinite(sigmas).all() and (sigmas >= 0).all() and (np.diff(sigmas, axis=0) < 0).all()):
-            raise ValueError(f"sigmas = {sigmas}: must be finite, strictly descending and >= 0")
+        steps = np.diff(sigmas, axis=0)
+        descending, ascending = (steps < 0).all(), (steps > 0).all() and (sigmas > 0).all()
+        if not (np.isfinite(sigmas).all() and (sigmas >= 0).all() and (descending or ascending)):
+            raise ValueError(
+                f"sigmas = {sigmas}: must be finite, strictly descending and >= 0, or strictly ascending and > 0"
+            )
         ends = np.unique(sigmas[-1] == 0)
         if ends.size > 1:
             raise ValueError(f"sigmas[-1] = {sigmas[-1]}: must be 0 for every sample or for none")

@@ -146,6 +146,6 @@ def sampler(
                 denoise = dx.guidance.classifier_free(denoise, denoiser(unlabelled), guidance)
         start_key, solver_key = jax.random.split(key)
         x = sigmas[0] * dx.noise.normal(start_key, index, recipe.shape)
-        return data.from_unit(dx.sample(denoise, x, sigmas, solver=method, key=solver_key), recipe.levels)
+        return data.from_unit(dx.sample(denoise, x, sigmas, solver=method, key=solver_key, index=index), recipe.levels)
 
     return sample

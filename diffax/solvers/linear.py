@@ -1,48 +1,113 @@
-"""The form that every explicit linear solver takes: a table with one row per evaluation of the denoiser.
+"""The form that every linear solver takes: a table with one row per evaluation of the denoiser.
 
-After each evaluation an explicit Runge-Kutta or multistep method knows the state x at the start of its step and the
-last few denoised images, D_0 (the newest), D_1, ...; what it does next is a linear combination of them. So a method
-*is* its coefficients, functions of the sigmas alone, and `dx.sample` runs any of them by one `lax.scan` over the rows:
+A Runge-Kutta or multistep method knows the state x at the start of its step and a few remembered values, g_0 (the
+newest), g_1, ...; what it does after each evaluation is a linear combination of them. So a method *is* its
+coefficients, functions of the sigmas alone, and `dx.sample` runs any of them by one `lax.scan` over the rows:
 
-    D_0    = denoise(point, sigma)
-    point <- point[0] x + point[1] D_0 + point[2] D_1 + ...       where the next evaluation happens
-    x     <- state[0] x + state[1] D_0 + state[2] D_1 + ...       the state; after the last row, the solution
+    point, x += before z                                          noise on the way into the evaluation
+    D       = denoise(point, sigma)
+    g_0     = value[0] point + value[1] D                         what is remembered: D itself, eps, v, ...
+    point  <- point[0] x + point[1] g_0 + point[2] g_1 + ...      where the next evaluation happens
+    x      <- state[0] x + state[1] g_0 + state[2] g_1 + ...      the state
+    point, x += after[0] z', after[1] z'                          noise of the step
 
-Concrete sigmas give coefficients in float64, at trace time; traced ones (a grid being fitted) are differentiated.
+and the solution is the point after the last row. Concrete sigmas give coefficients in float64, at trace time; traced
+ones (a grid being fitted) are differentiated.
 """
 
+import functools
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from diffax import _check
+from diffax._array import per_sample
 
-__all__ = ["Rows", "Solver", "columns", "interleave", "numpy_for"]
+__all__ = ["Rows", "Solver", "columns", "end_at_zero", "interleave", "linear", "numpy_for", "single_step"]
+
+Noise = Callable[[int], Array]
+"""noise(stream) -> standard normal numbers of the shape of x for the row at hand, independent between streams."""
 
 
 class Rows(NamedTuple):
-    """The table: sigma [rows, ...], point and state [rows, 1 + history, ...], where "..." is nothing or [batch]."""
+    """The table, an entry an evaluation; "..." is nothing or [batch].
+
+    Fields:
+      sigma: [rows, ...], the noise level of the evaluation.
+      point, state: [rows, 1 + history, ...], see the module.
+      value: [rows, 2, ...]; None remembers D.
+      before: [rows, ...] or None.
+      after: [rows, 2, ...], for point and state; or None.
+      ends: the rows after which a step of the grid is complete, as indices; None for all.
+    """
 
     sigma: Any
     point: Any
     state: Any
+    value: Any = None
+    before: Any = None
+    after: Any = None
+    ends: Any = None
 
 
 class Solver(NamedTuple):
     """A sampling method.
 
     Fields:
-      order: order of convergence of the end point in the largest step.
-      nfe: nfe(n) evaluations of the denoiser on a grid of n steps that ends at sigma = 0.
-      rows: (sigmas [n + 1] or [n + 1, batch], whether the last one is 0) -> `Rows`.
+      order: order of convergence of the end point in the largest step (in distribution, for a stochastic solver).
+      nfe: nfe(n) evaluations of the denoiser on a grid of n steps that ends at sigma = 0. None where the data decide.
+      rows: (sigmas [n + 1] or [n + 1, batch], whether the last one is 0) -> the table, with `ends`.
+      init: (x, rows) -> the carry of the scan over the rows, whose first entry is the point.
+      step: (denoise, carry, row, noise) -> the next carry.
+      stochastic: whether it draws noise and so needs a key.
     """
 
     order: int
-    nfe: Callable[[int], int]
-    rows: Callable[[Any, bool], Rows]
+    nfe: Callable[[int], int | None]
+    rows: Callable[[Any, bool], Any]
+    init: Callable[[Array, Any], tuple[Array, ...]]
+    step: Callable[[Callable, tuple, Any, Noise], tuple[Array, ...]]
+    stochastic: bool = False
+
+
+def linear(
+    order: int, nfe: Callable[[int], int], rows: Callable[[Any, bool], Rows], stochastic: bool = False
+) -> Solver:
+    """The solver of a table of coefficients."""
+    return Solver(order, nfe, rows, _init, _step, stochastic)
+
+
+def _init(x: Array, rows: Rows) -> tuple[Array, ...]:
+    return x, x, *[jnp.zeros_like(x)] * (rows.state.shape[1] - 1)
+
+
+def _step(denoise: Callable, carry: tuple[Array, ...], row: Rows, noise: Noise) -> tuple[Array, ...]:
+    point, state, *history = carry
+    if row.before is not None:
+        z = per_sample(row.before, point) * noise(0)
+        point, state = point + z, state + z
+    value = denoise(point, row.sigma).astype(point.dtype)
+    if row.value is not None:
+        value = _combine(row.value, [point, value])
+    known = [state, value, *history[:-1]]
+    point, state = _combine(row.point, known), _combine(row.state, known)
+    if row.after is not None:
+        z = noise(1)
+        point, state = (y + per_sample(c, y) * z for y, c in zip((point, state), row.after, strict=True))
+    return point, state, *known[1:]
+
+
+def _combine(coefficients: Array, terms: list[Array]) -> Array:
+    """sum_j coefficients[j] terms[j]."""
+    weighted = (per_sample(c, t) * t for c, t in zip(coefficients, terms, strict=True))
+    return functools.reduce(jnp.add, weighted)
+
+
+# ---- writing tables -------------------------------------------------------------------------------------------------
 
 
 def numpy_for(sigmas: Any) -> ModuleType:
@@ -59,4 +124,48 @@ def columns(sigma: Any, *coefficients: Any) -> Any:
 def interleave(*stages: Rows) -> Rows:
     """Stage 0 of step 0, stage 1 of step 0, ..., stage 0 of step 1, ...: the rows of a method of several stages."""
     xp = numpy_for(stages)
-    return Rows(*(xp.stack(f, axis=1).reshape(-1, *f[0].shape[1:]) for f in zip(*stages, strict=True)))
+
+    def weave(*field: Any) -> Any:
+        if all(f is None for f in field):
+            return None
+        return xp.stack(field, axis=1).reshape(-1, *field[0].shape[1:])
+
+    rows = Rows(*(weave(*f) for f in zip(*stages, strict=True)))
+    return rows._replace(ends=np.arange(len(stages) - 1, len(rows.sigma), len(stages)))
+
+
+def single_step(order: int, evaluations: int, stages: Callable[[Any, Any], list[Rows]]) -> Solver:
+    """A method of several stages a step, written for a step from s to t > 0: stages(s, t), arrays [steps, ...].
+
+    The last step, where it leads to sigma = 0, is x = D(x, s): what Euler's method makes of it, and all one can do
+    without an evaluation at 0. So nfe(n) = evaluations (n - 1) + 1.
+    """
+
+    def rows(sigmas: Any, to_zero: bool) -> Rows:
+        xp = numpy_for(sigmas)
+        s, t = sigmas[:-1], sigmas[1:]
+        if not to_zero:
+            return interleave(*stages(s, t))
+        # The step to 0 is computed to s / 2, to stay finite, then cut after its first stage, which becomes x = D.
+        table = interleave(*stages(s, xp.concatenate([t[:-1], s[-1:] / 2])))
+        kept = len(table.sigma) - evaluations + 1
+        return end_at_zero(table._replace(ends=np.append(table.ends[:-1], kept - 1)), kept)
+
+    return linear(order, lambda n: evaluations * (n - 1) + 1, rows)
+
+
+def end_at_zero(rows: Rows, kept: int) -> Rows:
+    """The first `kept` rows, the last of them ending in x = D, which it remembers and takes without noise."""
+    rows = Rows(*(None if f is None else f[:kept] for f in rows[:-1]))._replace(ends=rows.ends)
+    xp = numpy_for(rows)
+    zeros = [0] * (rows.point.shape[1] - 2)
+
+    def end(field: Any, *last: Any) -> Any:
+        return None if field is None else xp.concatenate([field[:-1], columns(rows.sigma[-1:], *last)])
+
+    return rows._replace(
+        point=end(rows.point, 0, 1, *zeros),
+        state=end(rows.state, 0, 1, *zeros),
+        value=end(rows.value, 0, 1),
+        after=end(rows.after, 0, 0),
+    )

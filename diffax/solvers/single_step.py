@@ -1,13 +1,17 @@
-"""Single-step solvers of the probability-flow ODE dx/dsigma = (x - D(x, sigma)) / sigma  (Karras et al. 2022, eq. 4).
+"""Single-step solvers: each step stands alone, with further evaluations inside it.
 
-A step goes from sigma = s to t; r = t / s, h = t - s. The step to t = 0 is x = D(x, s), whatever the method.
+A step goes from sigma = s to t < s, with h = log(s / t); r = t / s. The step to t = 0 is x = D(x, s), whatever the
+method. All of them solve dx/dsigma = (x - D(x, sigma)) / sigma (Karras et al. 2022, arXiv:2206.00364, eq. 4).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
-from diffax.solvers.linear import Rows, Solver, columns, interleave, numpy_for
+from diffax.solvers import integral
+from diffax.solvers.integral import Space
+from diffax.solvers.linear import Rows, Solver, columns, linear, single_step
 
-__all__ = ["euler", "heun"]
+__all__ = ["dpm2", "dpm_solver_2", "dpm_solver_3", "dpmpp_2s", "dpmpp_3s", "euler", "heun", "rk4", "runge_kutta"]
 
 
 def euler() -> Solver:
@@ -18,7 +22,7 @@ def euler() -> Solver:
         step = columns(s, t / s, 1 - t / s)
         return Rows(s, step, step)
 
-    return Solver(order=1, nfe=lambda n: n, rows=rows)
+    return linear(1, lambda n: n, rows)
 
 
 def heun() -> Solver:
@@ -26,19 +30,139 @@ def heun() -> Solver:
 
     Order 2; 2n - 1 evaluations, since the step to sigma = 0 is Euler's.
     """
+    return _runge_kutta(2, [[1.0]], [0.5, 0.5], integral.eps(), integral.sigma())
 
-    def rows(sigmas: Any, to_zero: bool) -> Rows:
-        xp = numpy_for(sigmas)
-        s, t = sigmas[:-1], sigmas[1:]
-        r, h = t / s, t - s
-        if to_zero:
-            t = xp.concatenate([t[:-1], s[-1:]])  # a stand-in for t = 0, whose second stage is dropped below
-        predict = Rows(s, columns(s, r, 1 - r, 0), columns(s, 1, 0, 0))
-        # x + h/2 [(x - D_1) / s + (x_euler - D_0) / t], gathered
-        corrected = columns(s, r, -h / (2 * t), h / (2 * t) - h / s)
-        sigma, point, state = interleave(predict, Rows(t, corrected, corrected))
-        if to_zero:
-            sigma, point, state = sigma[:-1], point[:-1], xp.concatenate([state[:-2], point[-2:-1]])
-        return Rows(sigma, point, state)
 
-    return Solver(order=2, nfe=lambda n: 2 * n - 1, rows=rows)
+def rk4() -> Solver:
+    """The classical Runge-Kutta method in log sigma. Order 4, 4n - 3 evaluations."""
+    return runge_kutta([[1 / 2], [0, 1 / 2], [0, 0, 1]], [1 / 6, 1 / 3, 1 / 3, 1 / 6], order=4)
+
+
+def runge_kutta(inner: Sequence[Sequence[float]], final: Sequence[float], order: int) -> Solver:
+    """Any explicit Runge-Kutta method, for dx/dlog sigma = x - D.
+
+    Args:
+      inner: the rows of Butcher's matrix A below the first, row i having i + 1 entries.
+      final: the weights b, one more than rows of A.
+      order: the order that these coefficients have.
+
+    Raises: ValueError if the shapes are not so, or if b does not sum to 1.
+    """
+    if [len(row) for row in inner] != list(range(1, len(inner) + 1)) or len(final) != len(inner) + 1:
+        raise ValueError(
+            f"inner, final have rows of {[len(row) for row in inner]} and {len(final)} entries: must be [1, 2, ..., k] "
+            "and k + 1"
+        )
+    if not abs(sum(final) - 1) < 1e-12:
+        raise ValueError(f"final = {final}: must sum to 1")
+    return _runge_kutta(order, inner, final, integral.log(), integral.log_sigma())
+
+
+def dpm2() -> Solver:
+    """The midpoint rule in sigma with the midpoint in log sigma (Karras et al. 2022, k-diffusion). 2n - 1 evaluations.
+
+    It is DPM-Solver-2 at r = 1/2.
+    """
+    return dpm_solver_2(0.5)
+
+
+def dpm_solver_2(r: float = 0.5) -> Solver:
+    """DPM-Solver-2 (Lu et al. 2022, arXiv:2206.00927, algorithm 4): order 2 in eps, 2n - 1 evaluations."""
+    return _two_stages(integral.eps(), r)
+
+
+def dpmpp_2s(r: float = 0.5) -> Solver:
+    """DPM-Solver++(2S) (Lu et al. 2022, arXiv:2211.01095, algorithm 1): order 2 in D, 2n - 1 evaluations."""
+    return _two_stages(integral.x0(), r)
+
+
+def dpm_solver_3(r1: float = 1 / 3, r2: float = 2 / 3) -> Solver:
+    """DPM-Solver-3 (Lu et al. 2022, arXiv:2206.00927, algorithm 5): order 3 in eps, 3n - 2 evaluations."""
+    return _three_stages(integral.eps(), r1, r2)
+
+
+def dpmpp_3s(r1: float = 1 / 3, r2: float = 2 / 3) -> Solver:
+    """DPM-Solver++(3S): DPM-Solver-3 in D (Lu et al. 2022, arXiv:2211.01095). Order 3, 3n - 2 evaluations."""
+    return _three_stages(integral.x0(), r1, r2)
+
+
+# ---- parts ----------------------------------------------------------------------------------------------------------
+
+
+def _runge_kutta(
+    order: int,
+    inner: Sequence[Sequence[float]],
+    final: Sequence[float],
+    space: Space,
+    time: integral.Coordinate,
+) -> Solver:
+    """Classical Runge-Kutta for d(mu x) = g dnu, where mu = 1 and nu is the coordinate."""
+    tableau = [*inner, final]
+    count = len(tableau)
+    levels = [0.0, *(sum(row) for row in inner)]
+
+    def stages(s: Any, t: Any) -> list[Rows]:
+        start, h = time.of(s), time.of(t) - time.of(s)
+        rows = []
+        for i, row in enumerate(tableau):
+            level = s if levels[i] == 0 else t if levels[i] == 1 else time.sigma(start + levels[i] * h)
+            to = columns(s, 1, *[h * row[i - j] if j <= i else 0 for j in range(count)])  # the newest value first
+            stay = columns(s, 1, *[0] * count)
+            assert space.value is not None
+            rows.append(Rows(level, to, to if i == count - 1 else stay, columns(s, *space.value(level))))
+        return rows
+
+    return single_step(order, count, stages)
+
+
+def _two_stages(space: Space, r: float) -> Solver:
+    """Order 2 from values at s and at s exp(-r h), with the papers' weight 1 / (2 r) for their difference."""
+    _fraction("r", r)
+    whole = integral.exact(space, integral.log_sigma())
+
+    def stages(s: Any, t: Any) -> list[Rows]:
+        m = _between(s, t, r)
+        full = whole([s], s, t)[0]
+        return [
+            _stage(space, s, s, m, whole([s], s, m), 2),
+            _stage(space, m, s, t, [full / (2 * r), full * (1 - 1 / (2 * r))], 2),
+        ]
+
+    return single_step(2, 2, stages)
+
+
+def _three_stages(space: Space, r1: float, r2: float) -> Solver:
+    """Order 3 from values at s, s exp(-r1 h) and s exp(-r2 h), each stage linear between the first and the newest."""
+    _fraction("r1", r1)
+    _fraction("r2", r2)
+    line = integral.exact(space, integral.log_sigma())
+
+    def stages(s: Any, t: Any) -> list[Rows]:
+        m1, m2 = _between(s, t, r1), _between(s, t, r2)
+        first, second = line([m1, s], s, m2), line([m2, s], s, t)
+        return [
+            _stage(space, s, s, m1, line([s], s, m1), 3),
+            _stage(space, m1, s, m2, first, 3),
+            _stage(space, m2, s, t, [second[0], 0, second[1]], 3),
+        ]
+
+    return single_step(3, 3, stages)
+
+
+def _stage(space: Space, level: Any, s: Any, to: Any, coefficients: list[Any], count: int) -> Rows:
+    """Evaluates at `level` and goes from s to `to`; the last of `count` stages moves the state there."""
+    ratio = space.mu(s) / space.mu(to)
+    point = columns(s, ratio, *coefficients, *[0] * (count - len(coefficients)))
+    last = len(coefficients) == count
+    value = None if space.value is None else columns(s, *space.value(level))
+    return Rows(level, point, point if last else columns(s, 1, *[0] * count), value)
+
+
+def _between(s: Any, t: Any, fraction: float) -> Any:
+    """The level that fraction of the way from s to t in log sigma."""
+    return s * (t / s) ** fraction
+
+
+def _fraction(name: str, value: float) -> None:
+    if not 0 < value < 1:
+        raise ValueError(f"{name} = {value}: must lie strictly between 0 and 1")
