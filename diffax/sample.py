@@ -103,7 +103,7 @@ def _report(finite: Array, sigma: Array, ends: np.ndarray | None) -> None:
 
 def _grid(sigmas: Any, batch: int, to_zero: bool) -> tuple[Any, bool]:
     """The sigmas, in numpy float64 where they are concrete, and whether they end at 0."""
-    sigmas = jnp.asarray(sigmas) if not _check.concrete(sigmas) else np.asarray(sigmas, np.float64)
+    sigmas = np.asarray(sigmas, np.float64) if _check.concrete(sigmas) else at_least_float32(sigmas)
     if sigmas.ndim not in (1, 2) or sigmas.shape[0] < 2 or sigmas.shape[1:] not in ((), (batch,)):
         raise ValueError(f"sigmas has shape {sigmas.shape}: must be [n + 1] or [n + 1, batch = {batch}] with n >= 1")
     if isinstance(sigmas, np.ndarray):

@@ -136,16 +136,19 @@ def exact(space: Space, coordinate: Coordinate) -> Rule:
 
 def weights(space: Space, coordinate: Coordinate, nodes: Sequence[Any], start: Any, end: Any) -> list[Any]:
     """w_j = int_start^end L_j(u) dnu for the nodes (sigmas), each an array [...] as start and end are."""
-    u_start, u_end, at = coordinate.of(start), coordinate.of(end), [coordinate.of(s) for s in nodes]
-    half = (u_end - u_start) / 2
+    # Where the step may end at 0 all is smooth in the coordinate; where not, nothing is smoother than log sigma.
+    along = coordinate if space.finite and coordinate.finite else log_sigma()
+    v_start, v_end, at = along.of(start), along.of(end), [coordinate.of(s) for s in nodes]
+    half = (v_end - v_start) / 2
     xp = numpy_for((half, at))
 
     def spread(a: Any) -> Any:  # the points of the quadrature last
         return xp.asarray(a)[..., None]
 
-    u = spread((u_start + u_end) / 2) + spread(half) * _NODES.astype(half.dtype)
-    s = coordinate.sigma(u)
-    measure = spread(half) * _NODE_WEIGHTS.astype(half.dtype) * coordinate.rate(s) * space.rate(s)
+    v = spread((v_start + v_end) / 2) + spread(half) * _NODES.astype(half.dtype)
+    s = along.sigma(v)
+    measure = spread(half) * _NODE_WEIGHTS.astype(half.dtype) * along.rate(s) * space.rate(s)
+    u = coordinate.of(s)
 
     def lagrange(j: int) -> Any:
         others = [(u - spread(o)) / spread(at[j] - o) for i, o in enumerate(at) if i != j]

@@ -44,7 +44,7 @@ def adams_bashforth(order: int = 3, space: str = "v", bootstrap: bool = True, si
 
     space: "v" (d x / sqrt(c^2 + sigma^2) = v datan(sigma / c)), "flow" (time sigma / (c + sigma)), "eps" (time sigma,
     which is LMS), "log" (dx = (x - D) dlog sigma). sigma_data is c, the scale of the data. Evaluations as
-    `exponential_ab`. Order 1 is DDIM in eps- and v-space (in the latter not exactly, but to second order).
+    `exponential_ab`. Order 1 is DDIM in eps- and flow-space.
     """
     c = sigma_data
     chosen = _space(space, v=integral.v(c), flow=integral.flow(c), eps=integral.eps(), log=integral.log())
@@ -107,6 +107,7 @@ def unipc(order: int = 3, variant: str = "bh2", corrector: bool = True, bootstra
     From three values on its coefficients are those of exponential Adams-Bashforth (predictor) and Adams-Moulton
     (corrector), whatever the variant; with two they are the paper's, B(h) / 2 with B = h ("bh1") or 1 - exp(-h)
     ("bh2"). The corrector raises the order by one and costs nothing: it reuses the evaluation at the predicted point.
+    The first step holds it to 3 at most, with a bootstrap (one more evaluation from order 3 on) to 4.
     """
     _check_order("order", order)
     if variant not in ("bh1", "bh2"):
@@ -122,7 +123,7 @@ def unipc(order: int = 3, variant: str = "bh2", corrector: bool = True, bootstra
             [half, (s - t) / s - half] if len(nodes) == 2 else integral.exact(space, integral.log_sigma())(nodes, s, t)
         )
 
-    declared = order + 1 if bootstrap else min(order + 1, 3)
+    declared = min(order + 1, 4 if bootstrap else 3)
     return multistep(order, space, rule, (order + 1, again), bootstrap=bootstrap, declared=declared)
 
 
@@ -146,24 +147,30 @@ def multistep(
       rule: (nodes, s, t) -> coefficients, for nodes = [s], [s, the level before], ...
       corrector: the number of values of a second rule, whose nodes begin with t, and that rule. When D is known at the
         predicted point, the step that led there is taken again by it.
-      finite: whether the rule holds for t = 0; if not, the step to 0 is x = D.
+      finite: whether the rule holds for t = 0; if not, the step to 0 is x = D. If so, it is the rule's, of lower order
+        where the step is so long that the order would amplify errors.
       declared: the order that it has, `order` by default.
       noise: (s, t) -> standard deviation of the noise of a step; None for the ODE.
     """
-    width, gain = (order, 1) if corrector is None else (max(order, corrector[0]), 2)
-    reached = order - 1 + gain
-    parts = max(0, reached - 1 - gain) if bootstrap else 0
+    width = order if corrector is None else max(order, corrector[0])
+    # A corrected first step is of order 3 locally, and the bootstrap that lifts this beyond 4 needs parts too short
+    # for float32, since the values that are remembered are those of the predictor.
+    reached, start = (order, 2) if corrector is None else (min(order + 1, 4), 3)
+    parts = max(0, reached - start) if bootstrap else 0
 
     def rows(sigmas: Any, to_zero: bool) -> Rows:
         xp = numpy_for(sigmas)
-        sigmas = _graded(sigmas, parts, reached, gain)
+        sigmas = _graded(sigmas, parts, reached)
         n = len(sigmas) - 1
         s, t = sigmas[:-1], sigmas[1:]
         cut = to_zero and not finite
         if cut:
             t = xp.concatenate([t[:-1], s[-1:] / 2])  # stands in for 0
         ratio = space.mu(s) / space.mu(t)
-        point = xp.concatenate([ratio[:, None], _coefficients(rule, order, sigmas, t, 0, width)], axis=1)
+        taken = _coefficients(rule, order, sigmas, t, 0, width)
+        if to_zero and finite:
+            taken = xp.concatenate([taken[:-1], _to_zero(rule, order, s, width)])
+        point = xp.concatenate([ratio[:, None], taken], axis=1)
         state = point
         if corrector is not None and n > 1:
             # Row i first takes the step from i - 1 to i again, then predicts; row 0 has none to take again.
@@ -199,17 +206,37 @@ def _coefficients(rule: Rule, most: int, sigmas: Any, t: Any, ahead: int, width:
     return xp.concatenate(groups, axis=0)
 
 
-def _graded(sigmas: Any, parts: int, order: int, gain: int) -> Any:
-    """The grid with its first step divided in log sigma, at fractions n^-(order / (k + gain) - 1), k = 1, ..., parts.
+def _to_zero(rule: Rule, most: int, s: Any, width: int) -> Any:
+    """[1, width, ...]: the coefficients of the step to 0, through as many values as do not amplify their errors.
 
-    Part k is of order k - 1 + gain, so it leaves an error (h fraction_k)^(k + gain), which is h^order for each.
+    That step may be much longer than those before it (40 times on a Karras grid of 512), and a polynomial of degree d
+    multiplies errors by the d-th power of that. Adams-Bashforth of equal steps amplifies up to 7 times; 10 is allowed.
+    """
+    xp, last = numpy_for(s), s[-1:]
+
+    def through(count: int) -> Any:
+        nodes = [s[len(s) - 1 - j :][:1] for j in range(count)]
+        return columns(last, *rule(nodes, last, 0 * last), *[0] * (width - count))
+
+    chosen = through(1)
+    for count in range(2, min(most, len(s)) + 1):
+        more = through(count)
+        calm = abs(more).sum(1, keepdims=True) <= 10 * abs(more.sum(1, keepdims=True))
+        chosen = xp.where(calm, more, chosen)
+    return chosen
+
+
+def _graded(sigmas: Any, parts: int, order: int) -> Any:
+    """The grid with its first step divided in log sigma, at fractions n^-(order / (k + 1) - 1), k = 1, ..., parts.
+
+    Part k is of order k, so it leaves an error (h fraction_k)^(k + 1), which is h^order for each.
     """
     if not parts:
         return sigmas
     xp = numpy_for(sigmas)
     n = max(len(sigmas) - 1, 2)
     start, end = xp.log(sigmas[0]), xp.log(xp.where(sigmas[1] > 0, sigmas[1], sigmas[0] / 2))
-    fractions = [n ** -(order / (k + gain) - 1) for k in range(1, parts + 1)]
+    fractions = [n ** -(order / (k + 1) - 1) for k in range(1, parts + 1)]
     return xp.concatenate([sigmas[:1], xp.exp(xp.stack([start + f * (end - start) for f in fractions])), sigmas[1:]])
 
 

@@ -77,12 +77,15 @@ def dpmpp_2s(r: float = 0.5) -> Solver:
 
 
 def dpm_solver_3(r1: float = 1 / 3, r2: float = 2 / 3) -> Solver:
-    """DPM-Solver-3 (Lu et al. 2022, arXiv:2206.00927, algorithm 5): order 3 in eps, 3n - 2 evaluations."""
+    """DPM-Solver-3 (Lu et al. 2022, arXiv:2206.00927, algorithm 5): order 3 in eps, 3n - 2 evaluations.
+
+    Of order 3 for r2 = 2/3 alone, where the last stage is Radau's rule; else of order 2.
+    """
     return _three_stages(integral.eps(), r1, r2)
 
 
 def dpmpp_3s(r1: float = 1 / 3, r2: float = 2 / 3) -> Solver:
-    """DPM-Solver++(3S): DPM-Solver-3 in D (Lu et al. 2022, arXiv:2211.01095). Order 3, 3n - 2 evaluations."""
+    """DPM-Solver++(3S) (Lu et al. 2022, arXiv:2211.01095): DPM-Solver-3 in D, of the same order and evaluations."""
     return _three_stages(integral.x0(), r1, r2)
 
 
@@ -146,7 +149,7 @@ def _three_stages(space: Space, r1: float, r2: float) -> Solver:
             _stage(space, m2, s, t, [second[0], 0, second[1]], 3),
         ]
 
-    return single_step(3, 3, stages)
+    return single_step(3 if abs(r2 - 2 / 3) < 1e-12 else 2, 3, stages)
 
 
 def _stage(space: Space, level: Any, s: Any, to: Any, coefficients: list[Any], count: int) -> Rows:
