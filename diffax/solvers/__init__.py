@@ -1,6 +1,7 @@
 """Solvers: methods that take noise to data through a denoiser. `dx.sample` runs them.
 
-`linear` says what a solver is, `integral` what it approximates; the methods are in `single_step`, `multistep`.
+`linear` says what a solver is, `integral` what it approximates; the methods are in `single_step`, `multistep`
+and, with noise, in `sde`.
 """
 
 from diffax.solvers.linear import Solver
@@ -13,6 +14,19 @@ from diffax.solvers.multistep import (
     ipndm,
     lms,
     unipc,
+)
+from diffax.solvers.sde import (
+    ancestral,
+    annealed_langevin,
+    dpmpp_1_sde,
+    dpmpp_2m_sde,
+    dpmpp_2s_sde,
+    dpmpp_3m_sde,
+    dpmpp_3s_sde,
+    edm_stochastic,
+    er_sde,
+    predictor_corrector,
+    sa_solver,
 )
 from diffax.solvers.single_step import (
     dpm2,
@@ -29,20 +43,31 @@ from diffax.solvers.single_step import (
 __all__ = [
     "Solver",
     "adams_bashforth",
+    "ancestral",
+    "annealed_langevin",
     "deis",
     "dpm2",
     "dpm_solver_2",
     "dpm_solver_3",
+    "dpmpp_1_sde",
     "dpmpp_2m",
+    "dpmpp_2m_sde",
     "dpmpp_2s",
+    "dpmpp_2s_sde",
     "dpmpp_3m",
+    "dpmpp_3m_sde",
     "dpmpp_3s",
+    "dpmpp_3s_sde",
+    "edm_stochastic",
+    "er_sde",
     "euler",
     "exponential_ab",
     "heun",
     "ipndm",
     "lms",
+    "predictor_corrector",
     "rk4",
     "runge_kutta",
+    "sa_solver",
     "unipc",
 ]

@@ -134,11 +134,13 @@ def interleave(*stages: Rows) -> Rows:
     return rows._replace(ends=np.arange(len(stages) - 1, len(rows.sigma), len(stages)))
 
 
-def single_step(order: int, evaluations: int, stages: Callable[[Any, Any], list[Rows]]) -> Solver:
+def single_step(
+    order: int, evaluations: int, stages: Callable[[Any, Any], list[Rows]], stochastic: bool = False
+) -> Solver:
     """A method of several stages a step, written for a step from s to t > 0: stages(s, t), arrays [steps, ...].
 
     The last step, where it leads to sigma = 0, is x = D(x, s): what Euler's method makes of it, and all one can do
-    without an evaluation at 0. So nfe(n) = evaluations (n - 1) + 1.
+    without an evaluation at 0. So nfe(n) = evaluations (n - 1) + 1. `stochastic`: whether the stages add noise.
     """
 
     def rows(sigmas: Any, to_zero: bool) -> Rows:
@@ -151,7 +153,7 @@ def single_step(order: int, evaluations: int, stages: Callable[[Any, Any], list[
         kept = len(table.sigma) - evaluations + 1
         return end_at_zero(table._replace(ends=np.append(table.ends[:-1], kept - 1)), kept)
 
-    return linear(order, lambda n: evaluations * (n - 1) + 1, rows)
+    return linear(order, lambda n: evaluations * (n - 1) + 1, rows, stochastic)
 
 
 def end_at_zero(rows: Rows, kept: int) -> Rows:

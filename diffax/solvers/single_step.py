@@ -4,7 +4,7 @@ A step goes from sigma = s to t < s, with h = log(s / t); r = t / s. The step to
 method. All of them solve dx/dsigma = (x - D(x, sigma)) / sigma (Karras et al. 2022, arXiv:2206.00364, eq. 4).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from diffax.solvers import integral
@@ -12,6 +12,9 @@ from diffax.solvers.integral import Space
 from diffax.solvers.linear import Rows, Solver, columns, linear, single_step
 
 __all__ = ["dpm2", "dpm_solver_2", "dpm_solver_3", "dpmpp_2s", "dpmpp_3s", "euler", "heun", "rk4", "runge_kutta"]
+__all__ += ["three_stages", "two_stages"]
+
+Noise = Callable[[Any, Any], Any]
 
 
 def euler() -> Solver:
@@ -68,12 +71,12 @@ def dpm2() -> Solver:
 
 def dpm_solver_2(r: float = 0.5) -> Solver:
     """DPM-Solver-2 (Lu et al. 2022, arXiv:2206.00927, algorithm 4): order 2 in eps, 2n - 1 evaluations."""
-    return _two_stages(integral.eps(), r)
+    return two_stages(integral.eps(), r)
 
 
 def dpmpp_2s(r: float = 0.5) -> Solver:
     """DPM-Solver++(2S) (Lu et al. 2022, arXiv:2211.01095, algorithm 1): order 2 in D, 2n - 1 evaluations."""
-    return _two_stages(integral.x0(), r)
+    return two_stages(integral.x0(), r)
 
 
 def dpm_solver_3(r1: float = 1 / 3, r2: float = 2 / 3) -> Solver:
@@ -81,12 +84,12 @@ def dpm_solver_3(r1: float = 1 / 3, r2: float = 2 / 3) -> Solver:
 
     Of order 3 for r2 = 2/3 alone, where the last stage is Radau's rule; else of order 2.
     """
-    return _three_stages(integral.eps(), r1, r2)
+    return three_stages(integral.eps(), r1, r2)
 
 
 def dpmpp_3s(r1: float = 1 / 3, r2: float = 2 / 3) -> Solver:
     """DPM-Solver++(3S) (Lu et al. 2022, arXiv:2211.01095): DPM-Solver-3 in D, of the same order and evaluations."""
-    return _three_stages(integral.x0(), r1, r2)
+    return three_stages(integral.x0(), r1, r2)
 
 
 # ---- parts ----------------------------------------------------------------------------------------------------------
@@ -118,8 +121,11 @@ def _runge_kutta(
     return single_step(order, count, stages)
 
 
-def _two_stages(space: Space, r: float) -> Solver:
-    """Order 2 from values at s and at s exp(-r h), with the papers' weight 1 / (2 r) for their difference."""
+def two_stages(space: Space, r: float, noise: Noise | None = None) -> Solver:
+    """Order 2 from values at s and at s exp(-r h), with the papers' weight 1 / (2 r) for their difference.
+
+    noise is (s, t) -> standard deviation of the noise on the way from s to t; None for the ODE.
+    """
     _fraction("r", r)
     whole = integral.exact(space, integral.log_sigma())
 
@@ -127,15 +133,18 @@ def _two_stages(space: Space, r: float) -> Solver:
         m = _between(s, t, r)
         full = whole([s], s, t)[0]
         return [
-            _stage(space, s, s, m, whole([s], s, m), 2),
-            _stage(space, m, s, t, [full / (2 * r), full * (1 - 1 / (2 * r))], 2),
+            _stage(space, s, s, m, whole([s], s, m), 2, noise),
+            _stage(space, m, s, t, [full / (2 * r), full * (1 - 1 / (2 * r))], 2, noise),
         ]
 
-    return single_step(2, 2, stages)
+    return single_step(2, 2, stages, noise is not None)
 
 
-def _three_stages(space: Space, r1: float, r2: float) -> Solver:
-    """Order 3 from values at s, s exp(-r1 h) and s exp(-r2 h), each stage linear between the first and the newest."""
+def three_stages(space: Space, r1: float, r2: float, noise: Noise | None = None) -> Solver:
+    """Order 3 from values at s, s exp(-r1 h) and s exp(-r2 h), each stage linear between the first and the newest.
+
+    noise is as in `two_stages`; with it the order, in distribution, is 2, and r1 < r2.
+    """
     _fraction("r1", r1)
     _fraction("r2", r2)
     line = integral.exact(space, integral.log_sigma())
@@ -144,21 +153,27 @@ def _three_stages(space: Space, r1: float, r2: float) -> Solver:
         m1, m2 = _between(s, t, r1), _between(s, t, r2)
         first, second = line([m1, s], s, m2), line([m2, s], s, t)
         return [
-            _stage(space, s, s, m1, line([s], s, m1), 3),
-            _stage(space, m1, s, m2, first, 3),
-            _stage(space, m2, s, t, [second[0], 0, second[1]], 3),
+            _stage(space, s, s, m1, line([s], s, m1), 3, noise),
+            _stage(space, m1, s, m2, first, 3, noise),
+            _stage(space, m2, s, t, [second[0], 0, second[1]], 3, noise),
         ]
 
-    return single_step(3 if abs(r2 - 2 / 3) < 1e-12 else 2, 3, stages)
+    return single_step(3 if abs(r2 - 2 / 3) < 1e-12 and noise is None else 2, 3, stages, noise is not None)
 
 
-def _stage(space: Space, level: Any, s: Any, to: Any, coefficients: list[Any], count: int) -> Rows:
-    """Evaluates at `level` and goes from s to `to`; the last of `count` stages moves the state there."""
+def _stage(space: Space, level: Any, s: Any, to: Any, coefficients: list[Any], count: int, noise: Noise | None) -> Rows:
+    """Evaluates at `level` and goes from s to `to`; the last of `count` stages moves the state there.
+
+    The noise between `level` and `to` waits in the state until then, undone by the ratio that takes the state to `to`:
+    so all stages see one path.
+    """
     ratio = space.mu(s) / space.mu(to)
     point = columns(s, ratio, *coefficients, *[0] * (count - len(coefficients)))
     last = len(coefficients) == count
     value = None if space.value is None else columns(s, *space.value(level))
-    return Rows(level, point, point if last else columns(s, 1, *[0] * count), value)
+    std = None if noise is None else noise(level, to)
+    after = None if std is None else columns(s, std, std if last else std / ratio)
+    return Rows(level, point, point if last else columns(s, 1, *[0] * count), value, None, after)
 
 
 def _between(s: Any, t: Any, fraction: float) -> Any:
