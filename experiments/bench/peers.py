@@ -8,10 +8,12 @@ least rounding. A grid is n positive sigmas; what follows them is one of two tai
 library allows: the library's own step to sigma = 0, or ("+D") a denoising of the state at the last positive sigma.
 
 Left out are schedulers that repeat the arithmetic of another one here (diffusers' Euler, Heun, KDPM2, LMS and EDM
-variants are k-diffusion's and DPM-Solver's), and tails that differ in the sixth digit only. What fails is recorded with its message.
+variants are k-diffusion's and DPM-Solver's), and tails that differ in the sixth digit only. What fails is recorded with
+its message.
 """
 
 import argparse
+import functools
 import json
 import logging
 import time
@@ -23,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.bench import grids, targets
+from experiments.bench import common, speed, targets
 
 __all__ = ["Peer", "measure", "peers"]
 
@@ -45,6 +47,14 @@ class Peer(NamedTuple):
     run: Run
     steps: Callable[[int], int]
     to_zero: bool
+
+
+TIMED = (
+    *("k-diffusion/Euler", "k-diffusion/DPM++2M", "k-diffusion/DPM++3M"),
+    *("diffusers/DPM++2M", "diffusers/DPM++3M", "diffusers/DEIS-3+D", "diffusers/UniPC-3", "diffusers/IPNDM"),
+    *("azula/DDIM", "azula/vAB-3", "azula/zEAB-3+D"),
+)
+"""Solvers whose loop is timed."""
 
 
 def one(nfe: int) -> int:
@@ -73,10 +83,13 @@ def measure(peer: Peer, denoise: Callable, x: Any, grid: Callable[[int], np.ndar
     return end.double().numpy()
 
 
+PACKAGES = ("k-diffusion", "diffusers", "azula")
+
+
 def peers() -> list[Peer]:
     """All solvers of those libraries that are installed."""
     found = []
-    for package, make in (("k-diffusion", _k_diffusion), ("diffusers", _diffusers), ("azula", _azula)):
+    for package, make in zip(PACKAGES, (_k_diffusion, _diffusers, _azula), strict=True):
         try:
             version(package)
         except PackageNotFoundError:
@@ -115,38 +128,36 @@ def _diffusers() -> list[Peer]:
     import diffusers
 
     diffusers.utils.logging.set_verbosity_error()
-    found = []
+    found: list[Peer] = []
 
-    def add(name: str, scheduler: str, drive: Callable = _scheduled, tails: str = "0D", **options: Any) -> None:
-        def make() -> Any:
-            return getattr(diffusers, f"{scheduler}Scheduler")(**options)
+    def add(name: str, scheduler: str, tails: str, **options: Any) -> None:
+        make = getattr(diffusers, f"{scheduler}Scheduler")
+        drive = _ipndm if scheduler == "IPNDM" else _scheduled
+        options = options if scheduler == "IPNDM" else {"prediction_type": "sample", **options}
 
         def run(denoise: Callable, x: Any, sigmas: np.ndarray) -> Any:
-            return drive(make(), denoise, x, sigmas)
+            return drive(make(**options), denoise, x, sigmas)
 
         found.extend(Peer(f"diffusers/{name}{'' if t == '0' else '+D'}", run, one, t == "0") for t in tails)
 
-    x0 = {"prediction_type": "sample"}
     for order in (2, 3):
-        for kind in ("midpoint", "heun"):
-            if (order, kind) != (3, "heun"):  # order 3 has one form only
-                full = {"solver_order": order, "solver_type": kind, **x0}
-                label = order if kind == "midpoint" else f"{order}-heun"
-                add(f"DPM++{label}M", "DPMSolverMultistep", **full)
-                noise = {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}
-                add(f"DPM-{label}M", "DPMSolverMultistep", tails="D", **full, **noise)
-        add(f"DPM++{order}S", "DPMSolverSinglestep", tails="0", solver_order=order, lower_order_final=True, **x0)
-        add(f"DEIS-{order}", "DEISMultistep", tails="D", solver_order=order, **x0)
+        for kind in ("midpoint", "heun") if order == 2 else ("midpoint",):  # order 3 has one form only
+            label = f"{order}M" if kind == "midpoint" else f"{order}M-heun"
+            form: dict[str, Any] = {"solver_order": order, "solver_type": kind}
+            add(f"DPM++{label}", "DPMSolverMultistep", "0D", **form)
+            noise = {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}
+            add(f"DPM-{label}", "DPMSolverMultistep", "D", **form, **noise)
+        add(f"DPM++{order}S", "DPMSolverSinglestep", "0", solver_order=order, lower_order_final=True)
+        add(f"DEIS-{order}", "DEISMultistep", "D", solver_order=order)
     for order in (1, 2, 3, 4):
-        add(f"UniPC-{order}", "UniPCMultistep", solver_order=order, **x0)
+        add(f"UniPC-{order}", "UniPCMultistep", "0D", solver_order=order)
     for order in (2, 3):
-        add(f"UniPC-{order}-bh1", "UniPCMultistep", tails="D", solver_order=order, solver_type="bh1", **x0)
-        add(f"UniPC-{order}-eps", "UniPCMultistep", tails="D", solver_order=order, predict_x0=False, **x0)
-        add(f"UniPC-{order}-full", "UniPCMultistep", tails="D", solver_order=order, lower_order_final=False, **x0)
+        add(f"UniPC-{order}-bh1", "UniPCMultistep", "D", solver_order=order, solver_type="bh1")
+        add(f"UniPC-{order}-eps", "UniPCMultistep", "D", solver_order=order, predict_x0=False)
+        add(f"UniPC-{order}-full", "UniPCMultistep", "D", solver_order=order, lower_order_final=False)
     for p, c in ((1, 1), (2, 2), (3, 3), (3, 4), (4, 4)):
-        orders = {"predictor_order": p, "corrector_order": c}
-        add(f"SASolver-p{p}c{c}", "SASolver", tails="D", tau_func=lambda _: 0, **orders, **x0)
-    add("IPNDM", "IPNDM", _ipndm)
+        add(f"SASolver-p{p}c{c}", "SASolver", "D", tau_func=lambda _: 0, predictor_order=p, corrector_order=c)
+    add("IPNDM", "IPNDM", "0D")
     found.append(Peer("diffusers/PNDM", _pndm, lambda nfe: nfe - 1, True))
     return found
 
@@ -245,53 +256,81 @@ def _azula() -> list[Peer]:
     return found
 
 
+def timings(rounds: int) -> dict[str, dict[str, dict[str, float]]]:
+    """{denoiser: {peer: what `speed.compare` says}}: the library's loop beside a loop over the bare denoiser."""
+    import torch
+
+    layers = [torch.as_tensor(layer) for layer in speed.layers()]
+    sigmas, x = common.karras(speed.STEPS), torch.as_tensor(speed.start())
+
+    def network(x: Any, sigma: Any) -> Any:
+        sigma = torch.as_tensor(sigma, dtype=x.dtype).reshape(-1, 1)
+        x = x / torch.sqrt(1 + sigma**2)
+        for layer in layers[:-1]:
+            x = torch.nn.functional.silu(x @ layer)
+        return x @ layers[-1]
+
+    def bare(denoise: Callable) -> Any:
+        y = x
+        for sigma in sigmas[:-1].tolist():
+            y = denoise(y, sigma)
+        return y
+
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for kind, denoise in (("x / 2", lambda x, sigma: 0.5 * x), ("small network", network)):
+        for peer in peers():
+            if peer.name in TIMED:
+                n = sigmas if peer.to_zero else sigmas[:-1]
+                found.setdefault(kind, {})[peer.name] = speed.compare(
+                    functools.partial(peer.run, denoise, x, n), functools.partial(bare, denoise), rounds
+                )
+    return found
+
+
 # ---- the command ----------------------------------------------------------------------------------------------------
 
 
 def main() -> None:
-    """Measures all peers on all problems and writes errors {target: {nfe: {peer/grid: {mean, median}}}}."""
+    """Writes {"errors": {target: {nfe: {peer/grid: {mean, median}}}}, ...}, anew after every NFE; or timings."""
     import torch
     from tqdm import tqdm
 
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--problems", type=Path, required=True, help="folder of problems, from bench_solvers")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--problems", type=Path, help="folder of problems, from bench_solvers --problems")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="JSON file to write; timings are added to what it holds"
+    )
     parser.add_argument("--nfe", default="5,6,8,10,12,15,20,25,35,50", help="numbers of evaluations")
-    parser.add_argument("--speed", action="store_true", help="measure the cost of a step instead")
+    parser.add_argument("--speed", type=int, default=0, help="measure the cost of a step in so many rounds instead")
     args = parser.parse_args()
+    if bool(args.problems) == bool(args.speed):
+        parser.error("give --problems or --speed")
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
+    about = {"versions": {name: version(name) for name in ("torch", *PACKAGES)}, "date": time.strftime("%F")}
+    torch.set_grad_enabled(False)
     if args.speed:
-        args.out.write_text(json.dumps({"seconds": speed(), "versions": _versions()}, indent=2) + "\n")
+        known = json.loads(args.out.read_text()) if args.out.exists() else about
+        args.out.write_text(json.dumps(known | {"speed": timings(args.speed)}, indent=1) + "\n")
         return
-    budgets = [int(n) for n in args.nfe.split(",")]
     problems = [targets.read(path) for path in sorted(args.problems.glob("*.npz"), key=lambda p: p.stat().st_size)]
-    solvers = peers()
-    errors: dict[str, Any] = {}
-    failures: dict[str, str] = {}
-    work = len(problems) * len(budgets) * len(solvers) * len(grids.COMMON)
-    with tqdm(total=work, unit="run", smoothing=0.05) as bar:
+    budgets, solvers = args.nfe.split(","), peers()
+    result: dict[str, Any] = about | {"seeds": {t.name: t.seeds for t, _ in problems}, "errors": {}, "failures": {}}
+    with tqdm(total=len(problems) * len(budgets) * len(solvers), unit="solver", smoothing=0.05) as bar:
         for target, end in problems:
             denoise, x = target.torch_denoiser(), torch.as_tensor(target.start())
             for nfe in budgets:
-                table = errors.setdefault(target.name, {}).setdefault(str(nfe), {})
+                table = result["errors"].setdefault(target.name, {}).setdefault(nfe, {})
                 for peer in solvers:
-                    for grid, sigmas in grids.COMMON.items():
+                    bar.set_postfix_str(f"{target.name}, {nfe} evaluations: {peer.name}", refresh=False)
+                    for grid, sigmas in common.GRIDS.items():
                         name = f"{peer.name}/{grid}"
-                        bar.set_postfix_str(f"{target.name} {nfe} {name}", refresh=False)
                         try:
-                            with torch.no_grad():
-                                table[name] = grids.errors(measure(peer, denoise, x, sigmas, nfe), end)
+                            table[name] = common.errors(measure(peer, denoise, x, sigmas, int(nfe)), end)
                         except Exception as error:  # whatever another library does, the benchmark goes on
-                            failures[f"{target.name} {nfe} {name}"] = f"{type(error).__name__}: {error}"[:200]
-                        bar.update()
-                # Written as it goes, so that a long run can be looked at.
-                result = {"errors": errors, "failures": failures, "versions": _versions(), "date": time.strftime("%F")}
+                            result["failures"][f"{target.name} {nfe} {name}"] = f"{type(error).__name__}: {error}"[:200]
+                    bar.update()
                 args.out.write_text(json.dumps(result, indent=1) + "\n")
-
-
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("torch", "k-diffusion", "diffusers", "azula")}
 
 
 if __name__ == "__main__":

@@ -36,8 +36,6 @@ __all__ = [
 ]
 
 SIGMA_MAX, SIGMA_MIN = 80.0, 0.002
-STEPS = 4096
-"""RK4 steps of the reference."""
 
 
 class Mixture(NamedTuple):
@@ -93,7 +91,9 @@ class Target(NamedTuple):
       shape: of one sample.
       seeds: how many starts errors are averaged over.
       mixture: the distribution in float64; None for a network.
-      network: denoise(x, sigma) in JAX where there is no mixture.
+      network, made_of: denoise(x, sigma) in JAX where there is no mixture, which computes in the dtype of x; and a hash
+        of its parameters.
+      steps: RK4 steps of the reference.
     """
 
     name: str
@@ -102,18 +102,23 @@ class Target(NamedTuple):
     seeds: int
     mixture: Mixture | None = None
     network: Callable | None = None
+    made_of: str = ""
+    steps: int = 4096
 
-    def start(self, seeds: int | None = None) -> np.ndarray:
-        """[seeds, ...] float32 at sigma = 80: always the same, and the first of more."""
-        draw = np.random.default_rng(20).standard_normal((self.seeds, *self.shape))
-        return (SIGMA_MAX * draw).astype(np.float32)[:seeds]
+    def start(self) -> np.ndarray:
+        """[seeds, ...] float32 at sigma = 80: always the same, and the first of any more."""
+        return _noise(20, self.seeds, self.shape)
+
+    def pilot(self, seeds: int = 64) -> np.ndarray:
+        """Other such starts, for what learns from the model."""
+        return _noise(21, seeds, self.shape)
 
     def end(self, progress: Callable = iter) -> np.ndarray:
         """[seeds, ...] float64: the exact solutions from `start`, from the cache if they are there."""
         path = _cache() / f"{self.name}-{self.fingerprint()}.npz"
         if path.exists():
             return np.load(path)["end"]
-        end = integrate(self.numpy_denoiser(), self.start(), STEPS, progress)
+        end = integrate(self.numpy_denoiser(), self.start(), self.steps, progress)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{os.getpid()}.{path.name}")
         np.savez(partial, end=end)
@@ -122,14 +127,15 @@ class Target(NamedTuple):
 
     def fingerprint(self) -> str:
         """A hash of everything that the reference depends on."""
-        digest = hashlib.sha256(f"{STEPS} {SIGMA_MAX} {SIGMA_MIN}".encode())
+        digest = hashlib.sha256(f"{self.steps} {SIGMA_MAX} {SIGMA_MIN}{self.made_of}".encode())
         for array in (*(self.mixture or ()), self.start()):
             digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:16]
 
     def numpy_denoiser(self) -> Callable[[Any, Any], np.ndarray]:
         """The denoiser in float64."""
-        assert self.mixture is not None
+        if self.mixture is None:
+            return _in_float64(self._network())
         mixture = self.mixture
         return lambda x, sigma: posterior_mean(np, mixture, np.asarray(x, np.float64), sigma)
 
@@ -139,11 +145,14 @@ class Target(NamedTuple):
         import jax.numpy as jnp
 
         if self.mixture is None:
-            assert self.network is not None
-            return self.network
+            return self._network()
         dtype = jnp.float64 if jax.config.read("jax_enable_x64") else jnp.float32
         mixture = jax.tree.map(lambda a: jnp.asarray(a, dtype), self.mixture)
         return lambda x, sigma: posterior_mean(jnp, mixture, x.astype(dtype), sigma).astype(x.dtype)
+
+    def _network(self) -> Callable:
+        assert self.network is not None
+        return self.network
 
     def torch_denoiser(self) -> Callable:
         """The same for PyTorch tensors."""
@@ -236,6 +245,22 @@ def _spiral() -> Target:
     return Target(
         "spiral", "a spiral of 40 ellipses, radius 12, 2-D", (2,), 256, Mixture(means, np.log(t), std**2, axes)
     )
+
+
+def _in_float64(denoise: Callable) -> Callable[[Any, Any], np.ndarray]:
+    import jax
+
+    compiled = jax.jit(denoise)
+
+    def wide(x: Any, sigma: Any) -> np.ndarray:
+        with jax.enable_x64(True):
+            return np.asarray(compiled(np.asarray(x, np.float64), np.float64(sigma)))
+
+    return wide
+
+
+def _noise(seed: int, seeds: int, shape: tuple[int, ...]) -> np.ndarray:
+    return (SIGMA_MAX * np.random.default_rng(seed).standard_normal((seeds, *shape))).astype(np.float32)
 
 
 def _images(name: str) -> np.ndarray:

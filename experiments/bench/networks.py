@@ -1,0 +1,37 @@
+"""A trained network as a target of the benchmark: the reference is the same network in float64."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+import diffax as dx
+from diffax import models
+from diffax.training import sharding
+from diffax.training.summary import fingerprint
+from experiments import workdir as workdirs
+from experiments.bench.targets import Target
+
+__all__ = ["from_workdir"]
+
+SEEDS, STEPS = 64, 512
+
+
+def from_workdir(workdir: Path) -> Target:
+    """The averaged network of a run; sample i is of class i modulo the number of classes."""
+    config = workdirs.read_config(workdir)
+    rec, params, step = workdirs.load_ema(workdir, config, sharding.data_mesh())
+    params = jax.device_get(params)
+    options = {name: value for name, value in config.model.items() if name not in ("label_dropout", "dtype")}
+    wide = models.unet(rec.shape, num_classes=rec.num_classes, dtype=jnp.float64, **options)
+
+    def denoise(x: Array, sigma: ArrayLike) -> Array:
+        network = wide if x.dtype == jnp.float64 else rec.network
+        label = None if rec.num_classes is None else jnp.arange(len(x)) % rec.num_classes
+        cast = jax.tree.map(lambda p: jnp.asarray(p, x.dtype), params)
+        return dx.denoiser(network.apply, cast, rec.preconditioning, label)(x, sigma)
+
+    title = f"the network of {workdir.name} at step {step}"
+    return Target(workdir.name, title, rec.shape, SEEDS, network=denoise, made_of=fingerprint(params), steps=STEPS)

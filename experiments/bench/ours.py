@@ -1,0 +1,208 @@
+"""diffax's solvers on the benchmark's targets: every solver on every grid, at equal numbers of evaluations.
+
+A solver is a table of coefficients, found in float64 outside of the compiled loop; the loop takes the table as an
+argument, so it is compiled once per target and size of table and not once per solver and grid. The state is float32,
+as the other libraries have it, the denoiser exact to float64.
+"""
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+import diffax as dx
+from diffax.solvers import Solver
+from experiments.bench import common, speed
+from experiments.bench.targets import SIGMA_MAX, SIGMA_MIN, Target
+
+__all__ = ["CHOSEN", "GRIDS", "SDE_SOLVERS", "SOLVERS", "errors", "sampler", "steps", "timings", "wasserstein"]
+
+s = dx.solvers
+SOLVERS: dict[str, Solver] = {
+    "euler": s.euler(),
+    "heun": s.heun(),
+    "dpm2": s.dpm2(),
+    "rk4": s.rk4(),
+    "dpm_solver_3": s.dpm_solver_3(),
+    "dpmpp_2s": s.dpmpp_2s(),
+    "dpmpp_3s": s.dpmpp_3s(),
+    "dpmpp_2m": s.dpmpp_2m(),
+    "dpmpp_3m": s.dpmpp_3m(),
+    "dpmpp_3m(corrected)": s.dpmpp_3m(corrected=True),
+    "unipc(2)": s.unipc(2),
+    "unipc(3)": s.unipc(3),
+    "unipc(3, bootstrap)": s.unipc(3, bootstrap=True),
+    "unipc(4)": s.unipc(4),
+    "deis(3)": s.deis(3),
+    "ipndm(4)": s.ipndm(4),
+    "lms(4)": s.lms(4),
+    **{
+        f"{kind}({order}, {space}{'' if bootstrap else ', plain'})": make(order, space, bootstrap=bootstrap)
+        for kind, make, spaces in (
+            ("exponential_ab", s.exponential_ab, ("x0", "eps")),
+            ("adams_bashforth", s.adams_bashforth, ("v", "flow")),
+        )
+        for space in spaces
+        for order in (2, 3, 4)
+        for bootstrap in ((True, False) if order > 2 else (True,))
+    },
+}
+"""Solvers of the ODE."""
+
+SDE_SOLVERS: dict[str, Solver] = {
+    name: make()
+    for name in (
+        "ancestral",
+        "edm_stochastic",
+        "dpmpp_1_sde",
+        "dpmpp_2s_sde",
+        "dpmpp_2m_sde",
+        "dpmpp_3m_sde",
+        "dpmpp_3s_sde",
+        "er_sde",
+        "sa_solver",
+        "predictor_corrector",
+    )
+    if (make := getattr(s, name, None))
+}
+"""Solvers that draw noise: judged by the distribution that they give."""
+
+
+TIMED = ("euler", "heun", "dpmpp_2m", "dpmpp_3m", "unipc(3)", "exponential_ab(3, eps)")
+"""Solvers whose loop is timed."""
+
+
+def _grid(schedule: dx.schedules.Schedule) -> Callable[[int], np.ndarray]:
+    """A schedule between the sigmas of the benchmark, as a grid of n steps."""
+    ends = {"logsnr_min": -2 * np.log(SIGMA_MAX), "logsnr_max": -2 * np.log(SIGMA_MIN)}
+
+    @functools.cache
+    def sigmas(n: int) -> np.ndarray:
+        with jax.enable_x64(True):
+            grid = np.array(dx.schedules.sigmas(dx.schedules.truncate(schedule, **ends), n), np.float64)
+        grid[0] = SIGMA_MAX
+        return grid
+
+    return sigmas
+
+
+GRIDS: dict[str, Callable[[int], np.ndarray]] = {
+    "karras": common.karras,
+    "exp": common.exponential,
+    "vp": common.vp,
+    "vpown": common.vp_to_zero,
+    "cosine": _grid(dx.schedules.cosine()),
+    "flow": _grid(dx.schedules.flow()),
+    "edm": _grid(dx.schedules.edm()),
+    "laplace": _grid(dx.schedules.laplace()),
+    "align_your_steps": _grid(dx.schedules.align_your_steps("stable_video_diffusion")),
+}
+"""n -> [n + 1] sigmas that end at 0: the four that all libraries are given, and some of `dx.schedules`."""
+
+Choice = Callable[[Callable, Array, int], tuple[Any, Solver]]
+CHOSEN: dict[str, Choice] = {}
+"""name -> (denoise, pilot starts [64, ...] at SIGMA_MAX, NFE) -> (sigmas, solver): what makes a grid for a model, or a
+solver, or both. This is the place for `dx.grids.fit` and `dx.grids.auto`."""
+
+
+def steps(solver: Solver, nfe: int) -> int | None:
+    """The most steps that nfe evaluations allow; None if they do not suffice for one."""
+    fitting = [n for n in range(1, nfe + 1) if (cost := solver.nfe(n)) is not None and cost <= nfe]
+    return max(fitting, default=None)
+
+
+def sampler(denoise: Callable) -> Callable[..., np.ndarray]:
+    """run(solver, sigmas, x, seed) -> the samples, compiled once per size of the solver's table."""
+
+    @functools.partial(jax.jit, static_argnums=(0, 1, 2))
+    def compiled(init: Callable, step: Callable, stochastic: bool, table: Any, sigmas: Array, x: Array, key: Array):
+        solver = Solver(0, lambda n: None, lambda *_: table, init, step, stochastic)
+        return dx.sample(denoise, x, sigmas, solver=solver, key=key)
+
+    def run(solver: Solver, sigmas: Any, x: Any, seed: int = 0) -> np.ndarray:
+        sigmas = np.asarray(sigmas, np.float64)
+        table = solver.rows(sigmas, bool(sigmas[-1] == 0))._replace(ends=None)
+        end = compiled(solver.init, solver.step, solver.stochastic, table, sigmas, jnp.asarray(x), jax.random.key(seed))
+        return np.asarray(end)
+
+    return run
+
+
+def errors(
+    target: Target, end: np.ndarray, budgets: Iterable[int], progress: Callable = iter
+) -> dict[str, dict[str, dict[str, float]]]:
+    """{nfe: {"solver/grid": {"mean", "median"}}} of all solvers on all grids, and of what is CHOSEN."""
+    table: dict[str, dict[str, dict[str, float]]] = {str(nfe): {} for nfe in budgets}
+    with jax.enable_x64(True):
+        denoise, x = target.denoiser(), target.start()
+        run = sampler(denoise)
+        for nfe in progress(table):
+            for name, solver in SOLVERS.items():
+                for grid, sigmas in GRIDS.items():
+                    n = steps(solver, int(nfe))
+                    if n is not None:
+                        _note(table[nfe], f"{name}/{grid}", run(solver, sigmas(n), x), end)
+            for name, choose in CHOSEN.items():
+                sigmas, solver = choose(denoise, jnp.asarray(target.pilot()), int(nfe))
+                _note(table[nfe], name, run(solver, sigmas, x), end)
+    return table
+
+
+def _note(row: dict, name: str, found: np.ndarray, end: np.ndarray) -> None:
+    if np.isfinite(found).all():
+        row[name] = common.errors(found, end)
+
+
+def wasserstein(
+    target: Target, samples: int, budgets: Iterable[int], progress: Callable = iter
+) -> dict[str, dict[str, float]]:
+    """{nfe: {"solver/grid": distance}} of stochastic solvers, of Heun and UniPC beside them, and of exact samples."""
+    exact = target.exact_samples(samples, seed=1)
+    floor = common.sliced_wasserstein(target.exact_samples(samples, seed=2), exact)
+    table: dict[str, dict[str, float]] = {str(nfe): {"exact samples": floor} for nfe in budgets}
+    x = target._replace(seeds=samples).start()
+    beside = {name: SOLVERS[name] for name in ("heun", "unipc(3)")}
+    with jax.enable_x64(True):
+        run = sampler(target.denoiser())
+        for nfe in progress(table):
+            for name, solver in (SDE_SOLVERS | beside).items():
+                for grid in ("karras", "exp"):
+                    if (n := steps(solver, int(nfe))) is not None:
+                        found = run(solver, GRIDS[grid](n), x)
+                        if np.isfinite(found).all():
+                            table[nfe][f"{name}/{grid}"] = common.sliced_wasserstein(found, exact)
+    return table
+
+
+def timings(rounds: int, progress: Callable = iter) -> dict[str, dict[str, dict[str, float]]]:
+    """{denoiser: {solver: what `speed.compare` says}}: the compiled loop beside a scan of the bare denoiser."""
+    layers = [jnp.asarray(layer) for layer in speed.layers()]
+
+    def network(x: Array, sigma: Any) -> Array:
+        x = x / jnp.sqrt(1 + sigma**2)
+        for layer in layers[:-1]:
+            x = jax.nn.silu(x @ layer)
+        return x @ layers[-1]
+
+    x = jnp.asarray(speed.start())
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for kind, denoise in (("x / 2", lambda x, sigma: 0.5 * x), ("small network", network)):
+        bare = functools.partial(_bare, denoise, common.karras(speed.STEPS)[:-1].astype(np.float32))
+        for name in progress(TIMED):
+            levels = common.karras(steps(SOLVERS[name], speed.STEPS) or 1)
+            run = functools.partial(dx.sample, denoise, sigmas=levels, solver=SOLVERS[name])
+            found.setdefault(kind, {})[name] = speed.compare(_timed(run, x), _timed(bare, x), rounds)
+    return found
+
+
+def _bare(denoise: Callable, levels: np.ndarray, x: Array) -> Array:
+    return jax.lax.scan(lambda y, sigma: (denoise(y, sigma), None), x, levels)[0]
+
+
+def _timed(function: Callable, x: Array) -> Callable[[], Any]:
+    compiled = jax.jit(function)
+    return lambda: compiled(x).block_until_ready()

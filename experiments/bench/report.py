@@ -1,0 +1,269 @@
+"""The benchmark's results for people: who wins where, as a picture and as one HTML page that needs no other file.
+
+A result is what `bench_solvers` writes: errors of "diffax" and "peers" as {target: {nfe: {choice: {mean, median}}}}, a
+choice being a solver and a grid; distances of stochastic solvers; timings; environments.
+"""
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+__all__ = ["Cell", "cells", "fixed_choices", "page", "plot", "summary"]
+
+Errors = dict[str, dict[str, dict[str, dict[str, float]]]]
+OURS, THEIRS, INK, FAINT = "#0b7a75", "#c8553d", "#222222", "#d9d9d9"
+
+
+class Cell(NamedTuple):
+    """The best choice of either side for one target and NFE; theirs is None without peers."""
+
+    target: str
+    nfe: int
+    ours: tuple[str, float]
+    theirs: tuple[str, float] | None
+
+    @property
+    def ratio(self) -> float | None:
+        """Our error over theirs: below 1 diffax wins."""
+        return None if self.theirs is None else self.ours[1] / self.theirs[1]
+
+
+def cells(errors: dict[str, Errors], kind: str) -> list[Cell]:
+    """The best choices everywhere, by "mean" or "median" error."""
+    found = []
+    for target, table in errors["diffax"].items():
+        for nfe, row in table.items():
+            theirs = errors.get("peers", {}).get(target, {}).get(nfe)
+            found.append(Cell(target, int(nfe), _best(row, kind), _best(theirs, kind) if theirs else None))
+    return found
+
+
+def fixed_choices(errors: dict[str, Errors], side: str, kind: str = "mean") -> list[tuple[str, float]]:
+    """(choice, geometric mean of its error over the best peer's in every cell), best first.
+
+    Where there are no peers, the best of diffax stands in for them. Choices that miss a cell are left out.
+    """
+    yardstick = {(c.target, c.nfe): (c.theirs or c.ours)[1] for c in cells(errors, kind)}
+    logs: dict[str, list[float]] = {}
+    for (target, nfe), best in yardstick.items():
+        for choice, error in errors.get(side, {}).get(target, {}).get(str(nfe), {}).items():
+            logs.setdefault(choice, []).append(np.log(max(error[kind], 1e-12) / best))
+    full = ((choice, float(np.exp(np.mean(log)))) for choice, log in logs.items() if len(log) == len(yardstick))
+    return sorted(full, key=lambda pair: pair[1])
+
+
+def summary(errors: dict[str, Errors]) -> list[str]:
+    """The result in a few sentences."""
+    lines = []
+    for kind in ("mean", "median"):
+        ratios = [c.ratio for c in cells(errors, kind) if c.ratio is not None]
+        if ratios:
+            won, size = sum(r < 1 for r in ratios), float(np.exp(np.mean(np.log(ratios))))
+            lines.append(
+                f"By {kind} error diffax's best choice beats the best peer in {won} of {len(ratios)} cells; "
+                f"its error is {size:.2f} times theirs (geometric mean)."
+            )
+    for side, who in (("diffax", "diffax"), ("peers", "the peers")):
+        if fixed := fixed_choices(errors, side):
+            name, value = fixed[0]
+            against = "best peer" if "peers" in errors else "best"
+            lines.append(f"The best single choice of {who} is {name}: {value:.2f} times the {against} of every cell.")
+    return lines
+
+
+def _best(row: dict[str, dict[str, float]], kind: str) -> tuple[str, float]:
+    name = min(row, key=lambda choice: row[choice][kind])
+    return name, row[name][kind]
+
+
+# ---- the picture ----------------------------------------------------------------------------------------------------
+
+
+def plot(result: dict[str, Any]) -> bytes:
+    """A PNG: error against NFE, a panel a target, the best of diffax and of the peers, mean and median."""
+    from matplotlib.figure import Figure
+
+    errors, titles = result["errors"], result["targets"]
+    columns = min(3, len(titles))
+    rows = -(-len(titles) // columns)
+    figure = Figure(figsize=(4.6 * columns, 3.7 * rows + 0.6), dpi=130, layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    handles: dict[str, Any] = {}
+    for axes, (target, title) in zip(panels, titles.items(), strict=False):
+        for kind, style in (("mean", "-"), ("median", ":")):
+            here = [c for c in cells(errors, kind) if c.target == target]
+            nfe = [c.nfe for c in here]
+            for label, colour, values in (
+                ("diffax", OURS, [c.ours[1] for c in here]),
+                ("best of k-diffusion, diffusers, azula", THEIRS, [c.theirs[1] if c.theirs else np.nan for c in here]),
+            ):
+                if np.isfinite(values).any():
+                    look = {"color": colour, "linestyle": style, "marker": "o" if kind == "mean" else None}
+                    (line,) = axes.plot(nfe, values, markersize=4, linewidth=1.8, **look)
+                    handles[f"{label}, {kind}"] = line
+        axes.set(xscale="log", yscale="log", xlabel="evaluations of the denoiser")
+        axes.set_title(title, fontsize=10, color=INK, loc="left")
+        axes.set_xticks(nfe, labels=[str(n) for n in nfe])
+        axes.minorticks_off()
+        axes.grid(color=FAINT, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    for row in range(rows):
+        panels[row * columns].set_ylabel("error per dimension")
+    for axes in panels[len(titles) :]:
+        axes.set_visible(False)
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4, frameon=False)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png")
+    return stream.getvalue()
+
+
+# ---- the page -------------------------------------------------------------------------------------------------------
+
+CSS = f"""
+body {{ font: 15px/1.5 system-ui, sans-serif; color: {INK}; max-width: 1080px; margin: 2em auto; padding: 0 1em }}
+h1 {{ font-size: 1.6em; margin-bottom: .2em }} h2 {{ font-size: 1.15em; margin-top: 2.2em }}
+img {{ width: 100% }} p.note, footer {{ color: #666; font-size: .9em }}
+table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; margin: .6em 0 1.4em }}
+th, td {{ text-align: left; padding: .22em .6em; border-bottom: 1px solid {FAINT}; white-space: nowrap }}
+th {{ font-weight: 600; border-bottom: 2px solid {INK} }}
+td.number, th.number {{ text-align: right }} td.how {{ color: #555; font-size: .88em }}
+td.won {{ color: {OURS}; font-weight: 600 }} td.lost {{ color: {THEIRS}; font-weight: 600 }}
+.side {{ display: flex; gap: 2.5em }} .side > div {{ flex: 1 }}
+"""
+
+
+def page(result: dict[str, Any], picture: bytes) -> str:
+    """The whole report as HTML, the picture inside it."""
+    errors = result["errors"]
+    body = ["<h1>Solvers at equal numbers of evaluations</h1>"]
+    body += [f"<p>{_text(line)}</p>" for line in summary(errors)]
+    body.append(
+        f'<img alt="error against evaluations" src="data:image/png;base64,{base64.b64encode(picture).decode()}">'
+    )
+    body.append(
+        '<p class="note">Exact denoisers, the same starting noise for all libraries, sigma from 80 to 0.002 and then '
+        "to 0; every evaluation is counted. The error of a seed is the root mean square distance per dimension to the "
+        "float64 solution of the ODE. In every cell each side shows its best solver and grid, chosen with hindsight. "
+        "The mean is dominated by the seeds that end on another mode of the distribution.</p>"
+    )
+    body += list(_winners(errors, result["targets"]))
+    body += list(_fixed(errors))
+    if result.get("wasserstein"):
+        body += list(_distances(result["wasserstein"], result["targets"]))
+    if result.get("speed"):
+        body += list(_speed(result["speed"]))
+    body.append(f"<footer>{_about(result)}</footer>")
+    head = f'<meta charset="utf-8"><title>diffax: solvers</title><style>{CSS}</style>'
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(body)}</body></html>\n'
+
+
+def _winners(errors: dict[str, Errors], titles: dict[str, str]) -> Iterator[str]:
+    by_mean, by_median = ({(c.target, c.nfe): c for c in cells(errors, kind)} for kind in ("mean", "median"))
+    for target, title in titles.items():
+        yield f"<h2>{_text(title)}</h2>"
+        heads = ["NFE", "mean", "diffax", "mean", "best peer", "ratio", "median", "median", "ratio"]
+        rows = []
+        for (name, nfe), mean in by_mean.items():
+            if name == target:
+                median = by_median[name, nfe]
+                rows.append(
+                    [
+                        *(_number(nfe, "d"), _number(mean.ours[1]), _how(mean.ours[0])),
+                        *(*_other(mean, how=True), _ratio(mean)),
+                        *(_number(median.ours[1]), *_other(median, how=False), _ratio(median)),
+                    ]
+                )
+        yield _table(heads, rows, numbers={0, 1, 3, 5, 6, 7, 8})
+
+
+def _other(cell: Cell, how: bool) -> list[str]:
+    if cell.theirs is None:
+        return ["<td></td>"] * (1 + how)
+    return [_number(cell.theirs[1]), *([_how(cell.theirs[0])] if how else [])]
+
+
+def _ratio(cell: Cell) -> str:
+    if cell.ratio is None:
+        return "<td></td>"
+    return f'<td class="number {"won" if cell.ratio < 1 else "lost"}">{cell.ratio:.2f}</td>'
+
+
+def _fixed(errors: dict[str, Errors]) -> Iterator[str]:
+    yield "<h2>One fixed choice for all targets and NFE</h2>"
+    yield (
+        '<p class="note">Geometric mean of its error over that of the best peer in each cell, by mean error: below 1 '
+        "it beats the peers' best choices made with hindsight.</p><div class='side'>"
+    )
+    for side, who in (("diffax", "diffax"), ("peers", "peers")):
+        rows = [[_how(name), _number(value, ".2f")] for name, value in fixed_choices(errors, side)[:15]]
+        if rows:
+            yield f"<div>{_table([who, 'ratio'], rows, numbers={1})}</div>"
+    yield "</div>"
+
+
+def _distances(tables: dict[str, dict[str, dict[str, float]]], titles: dict[str, str]) -> Iterator[str]:
+    yield "<h2>Solvers that draw noise</h2>"
+    yield (
+        '<p class="note">Sliced 2-Wasserstein distance to exact samples, per dimension. "exact samples" is the '
+        "distance of two exact sets of the same size: nothing can be seen below it.</p>"
+    )
+    for target, table in tables.items():
+        names = list(dict.fromkeys(name for row in table.values() for name in row))
+        last = table[max(table, key=int)]
+        names.sort(key=lambda name: last.get(name, np.inf))
+        rows = [
+            [_how(name), *(_number(row[name]) if name in row else "<td></td>" for row in table.values())]
+            for name in names
+        ]
+        yield f"<h3>{_text(titles[target])}</h3>"
+        yield _table(["NFE", *table], rows, numbers=set(range(1, len(table) + 1)))
+
+
+def _speed(tables: dict[str, dict[str, dict[str, dict[str, float]]]]) -> Iterator[str]:
+    yield "<h2>What the loop costs</h2>"
+    yield (
+        '<p class="note">50 evaluations on [64, 64], against the same number of bare calls of the denoiser: medians of '
+        "interleaved runs.</p>"
+    )
+    for kind in next(iter(tables.values())):
+        rows = [
+            [
+                *(_how(f"{side}/{name}" if side == "diffax" else name), _number(t["over_bare"], ".2f")),
+                *(_number(1e6 * t[key], ".1f") for key in ("seconds_a_step", "seconds_a_step_bare")),
+            ]
+            for side, table in tables.items()
+            for name, t in table[kind].items()
+        ]
+        heads = [f"denoiser: {kind}", "times the bare loop", "microseconds a step", "bare"]
+        yield _table(heads, rows, numbers={1, 2, 3})
+
+
+def _about(result: dict[str, Any]) -> str:
+    about = {key: value for key, value in result["environment"].items() if key != "versions"}
+    versions = result["environment"]["versions"] | result.get("peers_versions", {})
+    text = [f"{key}: {value}" for key, value in about.items()]
+    return _text("; ".join([*text, ", ".join(f"{name} {v}" for name, v in versions.items())]))
+
+
+def _table(heads: Iterable[str], rows: Iterable[Iterable[str]], numbers: set[int]) -> str:
+    head = "".join(
+        f"<th{' class=number' if i in numbers else ''}>{_text(str(name))}</th>" for i, name in enumerate(heads)
+    )
+    lines = "".join("<tr>" + "".join(row) + "</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{lines}</table>"
+
+
+def _number(value: float, form: str = "#.3g") -> str:
+    return f'<td class="number">{value:{form}}</td>'
+
+
+def _how(name: str) -> str:
+    return f'<td class="how">{_text(name)}</td>'
+
+
+def _text(text: str) -> str:
+    return html.escape(text)
