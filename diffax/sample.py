@@ -39,7 +39,7 @@ def sample(
       sigmas: [n + 1] or [n + 1, batch], strictly descending to a last one >= 0; `dx.schedules.sigmas` and `dx.grids`
         make them. Or strictly ascending from a first one > 0, to find the noise of an image (deterministic solvers).
         Concrete values are checked and give float64 coefficients.
-      solver: the method, `dx.solvers.heun()` by default.
+      solver: the method, `dx.solvers.default()` if it is not given.
       key: randomness for stochastic solvers; the deterministic ones do without.
       index: [batch] int, the samples' numbers; 0, 1, ... by default. Sample i draws from fold_in(key, index[i]) alone,
         so it does not depend on the batch that it is in.
@@ -53,7 +53,7 @@ def sample(
     Raises: ValueError for sigmas or a solver that are not as described, for a stochastic solver without a key, and
       with `check` FloatingPointError naming the step and the sigma where a non-finite number began.
     """
-    solver = solvers.heun() if solver is None else solver
+    solver = solvers.default() if solver is None else solver
     if not isinstance(solver, Solver):
         raise ValueError(f"solver = {solver!r}: must be a solver such as dx.solvers.heun()")
     if solver.stochastic and key is None:

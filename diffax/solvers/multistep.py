@@ -18,6 +18,7 @@ from diffax.solvers.linear import Rows, Solver, columns, end_at_zero, linear, nu
 
 __all__ = [
     "adams_bashforth",
+    "default",
     "deis",
     "dpmpp_2m",
     "dpmpp_3m",
@@ -55,6 +56,15 @@ def adams_bashforth(order: int = 3, space: str = "v", bootstrap: bool = True, si
         "log": integral.log_sigma(),
     }
     return _adams(order, chosen, times[space], bootstrap)
+
+
+def default() -> Solver:
+    """The solver of `dx.sample`: Adams-Bashforth of order 4 in flow space, for data of order one; n evaluations.
+
+    Flow space bends least where data are decided, and its step to sigma = 0 extrapolates like the others, so that no
+    evaluations go to levels lower than the data have. `experiments.bench_solvers` compares it with all others.
+    """
+    return adams_bashforth(4, "flow", bootstrap=False, sigma_data=2.0)
 
 
 def lms(order: int = 4, bootstrap: bool = False) -> Solver:

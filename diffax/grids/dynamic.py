@@ -1,0 +1,87 @@
+"""Grids by dynamic programming over the levels of a fine one, from a few pilot trajectories.
+
+Along a fine trajectory x_0, x_1, ..., x_M one step from x_i to level j may be tried for every pair at no cost in
+evaluations, since D(x_i) is known. Its error is how far that step is bent away from the trajectory,
+
+    cost[i, j] = mean_pilots || x_i + (sigma_j - sigma_i) eps_i - x_j || / sqrt(sigma_j^2 + c^2),
+
+in units of the noisy data at level j. The grid of n steps with the least total cost is a shortest path (GITS, Chen et
+al. 2024, arXiv:2405.11326). The step tried is Euler's: what it cannot follow is curvature, whatever the solver.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from diffax import _check
+from diffax._array import at_least_float32, per_sample
+from diffax.denoiser import Denoiser
+from diffax.sample import sample
+from diffax.schedules import families, grid
+
+__all__ = ["dynamic", "shortest_path"]
+
+
+def dynamic(
+    denoise: Denoiser,
+    x: ArrayLike,
+    n: int,
+    *,
+    sigma_max: float = 80.0,
+    sigma_min: float = 0.002,
+    sigma_data: float = 0.5,
+    fine: int = 100,
+) -> np.ndarray:
+    """The n-step grid, out of the levels of a fine Karras grid, along which Euler steps stray least.
+
+    Args:
+      denoise: the model.
+      x: pilots [pilots, ...], noise at sigma_max: sigma_max * normal. 32 do.
+      n: number of steps, from 1 to `fine`.
+      sigma_max, sigma_min: ends of the fine grid, which then steps to 0.
+      sigma_data: c, the scale of the data.
+      fine: steps of the fine grid, which are the evaluations per pilot, and as many again for the denoised images.
+
+    Returns: sigmas [n + 1] in float64, descending to 0.
+
+    Raises: ValueError for arguments that are not as described.
+    """
+    _check.positive("sigma_data", sigma_data)
+    if isinstance(n, bool) or not isinstance(n, int | np.integer) or not 1 <= n <= fine:
+        raise ValueError(f"n = {n!r}: must be an integer from 1 to fine = {fine}")
+    levels = np.asarray(grid.sigmas(families.karras(sigma_min, sigma_max), fine), np.float64)
+    levels[0] = sigma_max
+
+    @jax.jit
+    def costs(x: Array) -> Array:
+        path = sample(denoise, x, levels, trajectory=True)  # [fine + 1, pilots, ...]
+        sigma = jnp.asarray(levels, path.dtype)
+        scale = jnp.sqrt(sigma**2 + sigma_data**2)
+
+        def row(i: Array) -> Array:
+            eps = (path[i] - denoise(path[i], sigma[i])) / sigma[i]
+            reached = path[i] + per_sample(sigma - sigma[i], path) * eps
+            square = jnp.mean((reached - path) ** 2, axis=tuple(range(2, path.ndim)))
+            return jnp.mean(jnp.sqrt(square), axis=1) / scale
+
+        return jax.lax.map(row, jnp.arange(fine))
+
+    return levels[shortest_path(np.asarray(costs(at_least_float32(x)), np.float64), n)]
+
+
+def shortest_path(cost: np.ndarray, n: int) -> np.ndarray:
+    """The n + 1 nodes 0 = i_0 < i_1 < ... < i_n = M of least sum of cost[i_k, i_{k+1}]; cost [M, M + 1], M >= n."""
+    size = cost.shape[1]
+    forward = np.where(np.arange(size)[None] > np.arange(size - 1)[:, None], cost, np.inf)
+    best, came = np.full(size, np.inf), []
+    best[0] = 0
+    for _ in range(n):
+        total = best[:-1, None] + forward
+        came.append(np.argmin(total, axis=0))
+        best = np.min(total, axis=0)
+    nodes = [size - 1]
+    for previous in reversed(came):
+        nodes.append(previous[nodes[-1]])
+    return np.array(nodes[::-1])

@@ -1,0 +1,243 @@
+"""Grids and coefficients found by gradient: the error of the end point, differentiated through the compiled solver.
+
+A few pilots are solved once on a fine grid. Then the grid (its steps in log sigma), and if asked the coefficients of
+the solver too, are moved by Adam to bring the pilots' coarse end points to the fine ones:
+
+    minimise over steps and coefficients   mean_pilots  sqrt(mean_dims (x_coarse(0) - x_fine(0))^2),
+
+an error that a pilot which went to another mode cannot dominate, as it would in a mean square. What is found holds for
+other noise: n numbers are fitted to (pilots x dims) ones. This is the aim of bespoke solvers (Shaul et al. 2023,
+arXiv:2310.19075), AMED (Zhou et al. 2023, arXiv:2312.00094) and S4S (Frankel et al. 2025, arXiv:2502.17423), which
+differ in what is free; here it is any `dx.solvers` method's grid, or all that a linear multistep method has.
+
+Cost in evaluations of the denoiser: pilots x (reference + 4 n iterations), a backward pass counted as two, and one for
+the forward pass that is taken again there to save memory.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from diffax import _check
+from diffax._array import at_least_float32
+from diffax.denoiser import Denoiser
+from diffax.grids.plain import plain
+from diffax.sample import sample
+from diffax.solvers import Solver, default
+from diffax.solvers.learned import learned
+from diffax.solvers.linear import Rows
+
+__all__ = ["Fitted", "auto", "fit", "fit_solver"]
+
+Report = Callable[[int, float], None]
+
+
+class Fitted(NamedTuple):
+    """A grid and the solver that was fitted with it: dx.sample(denoise, x, sigmas, solver=solver)."""
+
+    sigmas: np.ndarray
+    solver: Solver
+
+
+def fit(
+    denoise: Denoiser,
+    x: ArrayLike,
+    n: int,
+    *,
+    solver: Solver | None = None,
+    start: ArrayLike | None = None,
+    sigma_max: float = 80.0,
+    iterations: int = 200,
+    rate: float = 0.05,
+    reference: int = 256,
+    report: Report | None = None,
+) -> np.ndarray:
+    """The n-step grid on which a solver comes nearest to the exact end points.
+
+    Args:
+      denoise: the model; it is differentiated.
+      x: pilots [pilots, ...], noise at sigma_max: sigma_max * normal. 64 do; more hold better on other noise.
+      n: number of steps, >= 1, the last one to sigma = 0.
+      solver: a deterministic solver; None for the default one of `dx.sample`.
+      start: the grid to begin from [n + 1], `grids.plain(n, sigma_max)` by default.
+      sigma_max: the first sigma.
+      iterations: steps of Adam.
+      rate: its largest step, in the logarithm of a step in log sigma; it falls to 0 as a cosine.
+      reference: steps of the fine solution.
+      report: called with (iteration, loss) after each, as for a progress bar.
+
+    Returns: sigmas [n + 1], descending to 0, those of the lowest loss seen (never worse than the start).
+
+    Raises: ValueError for arguments that are not as described.
+    """
+    solver = default() if solver is None else solver
+    problem = _problem(denoise, x, n, solver, start, sigma_max, iterations, reference)
+    if n == 1:
+        return problem.start
+
+    def build(params: Any) -> tuple[Array, Solver]:
+        return _grid(sigma_max, params["gaps"]), solver
+
+    params = _minimise(problem, denoise, build, {"gaps": _gaps(problem.start)}, iterations, rate, report)
+    return np.asarray(build(params)[0], np.float64)
+
+
+def auto(
+    denoise: Denoiser, x: ArrayLike, n: int, *, solver: Solver | None = None, sigma_max: float = 80.0
+) -> np.ndarray:
+    """A good n-step grid from at most 32 pilots, with nothing to choose: `fit` at a small budget.
+
+    Args: as `fit`; of x [pilots, ...] the first 32 are used. Cost: pilots x (128 + 160 n) evaluations, that is what
+      about 5,000 + 4,000 / n samples cost.
+
+    Returns: sigmas [n + 1].
+    """
+    return fit(
+        denoise, jnp.asarray(x)[:32], n, solver=solver, sigma_max=sigma_max, iterations=40, rate=0.1, reference=128
+    )
+
+
+def fit_solver(
+    denoise: Denoiser,
+    x: ArrayLike,
+    n: int,
+    *,
+    solver: Solver | None = None,
+    start: ArrayLike | None = None,
+    sigma_max: float = 80.0,
+    iterations: int = 400,
+    rate: float = 0.03,
+    reference: int = 256,
+    report: Report | None = None,
+) -> Fitted:
+    """The n-step grid together with the coefficients of a linear multistep solver, fitted jointly.
+
+    Free are, for each step: its length, the level at which the denoiser is asked (apart from that of the grid), how
+    much of the state is kept and the weight of each remembered value. It begins as `solver`, of one evaluation a step.
+
+    Args, errors: as `fit`.
+
+    Returns: `Fitted(sigmas, solver)`; `dx.solvers.save_learned` writes it to JSON.
+    """
+    solver = default() if solver is None else solver
+    problem = _problem(denoise, x, n, solver, start, sigma_max, iterations, reference)
+    table = solver.rows(problem.start, True)
+    if len(table.sigma) != n or table.before is not None or solver.stochastic:
+        raise ValueError(
+            f"solver makes {len(table.sigma)} evaluations in {n} steps: must be deterministic with one each"
+        )
+
+    def build(params: Any) -> tuple[Array, Solver]:
+        sigmas = _grid(sigma_max, params["gaps"])
+        rows: Rows = solver.rows(sigmas, True)
+        # What is not used stays so: values from before the start.
+        scale = jnp.maximum(jnp.abs(rows.point), jnp.abs(rows.point[:, 1:2])) * (table.point != 0)
+        point = rows.point + scale * params["point"]
+        return sigmas, learned(
+            sigmas, rows._replace(sigma=rows.sigma * jnp.exp(params["level"]), point=point, state=point)
+        )
+
+    params = {"gaps": _gaps(problem.start), "point": jnp.zeros(table.point.shape), "level": jnp.zeros(n)}
+    params = _minimise(problem, denoise, build, params, iterations, rate, report)
+    sigmas, found = build(params)
+    rows = jax.tree.map(lambda c: np.asarray(c, np.float64), found.rows(sigmas, True)._replace(ends=None))
+    return Fitted(np.asarray(sigmas, np.float64), learned(sigmas, rows))
+
+
+# ---- parts ----------------------------------------------------------------------------------------------------------
+
+
+class _Problem(NamedTuple):
+    """Pilots, where they should end, and the grid to begin from."""
+
+    x: Array
+    end: Array
+    start: np.ndarray
+
+
+def _problem(
+    denoise: Denoiser,
+    x: ArrayLike,
+    n: int,
+    solver: Solver,
+    start: ArrayLike | None,
+    sigma_max: float,
+    iterations: int,
+    reference: int,
+) -> _Problem:
+    _check.positive("sigma_max", sigma_max)
+    for name, value in (("n", n), ("iterations", iterations), ("reference", reference)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            raise ValueError(f"{name} = {value!r}: must be an integer >= 1")
+    if solver.stochastic:
+        raise ValueError("solver draws noise: must be deterministic, for its end point to be fitted")
+    start = plain(n, sigma_max) if start is None else np.asarray(start, np.float64)
+    if start.shape != (n + 1,) or not (np.diff(start) < 0).all() or start[-1] != 0:
+        raise ValueError(f"start = {start}: must be [n + 1 = {n + 1}] sigmas, strictly descending to 0")
+    if not np.isclose(start[0], sigma_max):
+        raise ValueError(f"start[0] = {start[0]}: must be sigma_max = {sigma_max}")
+    x = at_least_float32(x)
+    end = jax.jit(lambda x: sample(denoise, x, plain(reference, sigma_max), solver=default()))(x)
+    if not np.isfinite(np.asarray(end)).all():
+        raise ValueError("denoise gives NaN or infinity on the pilots; dx.sample(..., check=True) tells where")
+    return _Problem(x, end, start)
+
+
+def _grid(sigma_max: float, gaps: Array) -> Array:
+    """[n + 1] sigmas from the logarithms of the steps in log sigma, [n - 1]."""
+    log = jnp.log(sigma_max) - jnp.cumsum(jnp.exp(gaps))
+    return jnp.concatenate([jnp.full(1, sigma_max, log.dtype), jnp.exp(log), jnp.zeros(1, log.dtype)])
+
+
+def _gaps(sigmas: np.ndarray) -> Array:
+    return jnp.log(jnp.asarray(-np.diff(np.log(sigmas[:-1]))))
+
+
+def _minimise(
+    problem: _Problem,
+    denoise: Denoiser,
+    build: Callable[[Any], tuple[Array, Solver]],
+    params: Any,
+    iterations: int,
+    rate: float,
+    report: Report | None,
+) -> Any:
+    """Adam on unit gradients, of which only the best parameters seen count: the loss is rugged where pilots change
+    their mode."""
+    light = jax.checkpoint(denoise)  # type: ignore[arg-type]
+
+    def loss(params: Any) -> Array:
+        sigmas, solver = build(params)
+        end = sample(light, problem.x, sigmas, solver=solver)
+        square = jnp.mean((end - problem.end) ** 2, axis=tuple(range(1, end.ndim)))
+        return jnp.mean(jnp.sqrt(square + 1e-14))
+
+    @jax.jit
+    def step(i: Array, state: Any) -> Any:
+        params, mean, var, best, best_loss = state
+        value, grad = jax.value_and_grad(loss)(params)
+        better = value < best_loss
+        best = jax.tree.map(lambda new, old: jnp.where(better, new, old), params, best)
+        norm = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(grad)))
+        grad = jax.tree.map(lambda g: jnp.where(jnp.isfinite(norm), g / jnp.maximum(norm, 1e-30), 0), grad)
+        mean = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, mean, grad)
+        var = jax.tree.map(lambda v, g: 0.99 * v + 0.01 * g**2, var, grad)
+        size = rate * (1 + jnp.cos(jnp.pi * i / iterations)) / 2
+
+        def move(p: Array, m: Array, v: Array) -> Array:
+            return p - size * (m / (1 - 0.9 ** (i + 1))) / (jnp.sqrt(v / (1 - 0.99 ** (i + 1))) + 1e-8)
+
+        return jax.tree.map(move, params, mean, var), mean, var, best, jnp.where(better, value, best_loss)
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    state = params, zeros, zeros, params, jnp.inf
+    for i in range(iterations):
+        state = step(jnp.float32(i), state)
+        if report is not None:
+            report(i + 1, float(state[-1]))
+    return state[3]

@@ -1,0 +1,76 @@
+"""Solvers that are numbers: a table fitted to a model and a grid (`dx.grids.fit_solver`), kept as JSON."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffax import _check
+from diffax.solvers.linear import Rows, Solver, linear
+
+__all__ = ["learned", "load_learned", "save_learned"]
+
+_FORMAT = "diffax learned solver 1"
+
+
+def learned(sigmas: Any, rows: Rows, order: int = 1) -> Solver:
+    """The solver of a given table; it serves the grid that the table was made for and no other.
+
+    Args:
+      sigmas: that grid, [n + 1].
+      rows: its table, see `diffax.solvers.linear`.
+      order: claimed for it; a table for one n has none to measure.
+
+    Raises: ValueError, in use, for another grid.
+    """
+    n = len(sigmas) - 1
+
+    def table(given: Any, to_zero: bool) -> Rows:
+        if len(given) != n + 1:
+            raise ValueError(f"sigmas has {len(given) - 1} steps: this solver was fitted for n = {n}")
+        if _check.concrete(given, sigmas) and not np.allclose(given, sigmas, rtol=1e-5, atol=0):
+            raise ValueError(f"sigmas = {given}: this solver was fitted for sigmas = {np.asarray(sigmas)}")
+        return rows
+
+    return linear(order, lambda _: len(rows.sigma), table)
+
+
+def save_learned(path: str | os.PathLike[str], sigmas: Any, solver: Solver) -> None:
+    """Writes a grid and the table of its solver to a JSON file, whole or not at all."""
+    sigmas = np.asarray(sigmas, np.float64)
+    rows = solver.rows(sigmas, bool(sigmas[-1] == 0))
+    content = {"format": _FORMAT, "order": solver.order, "sigmas": sigmas.tolist()}
+    content |= {name: None if f is None else np.asarray(f).tolist() for name, f in rows._asdict().items()}
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content, indent=1))
+    part.replace(path)
+
+
+def load_learned(path: str | os.PathLike[str]) -> tuple[np.ndarray, Solver]:
+    """The (sigmas, solver) that `save_learned` wrote. Raises ValueError if the file is not such a one."""
+    try:
+        content = json.loads(Path(path).read_text())
+        if content["format"] != _FORMAT:
+            raise KeyError("format")
+        fields = {
+            name: None if content[name] is None else np.asarray(content[name], np.float64) for name in Rows._fields
+        }
+        rows = Rows(**fields)
+        sigmas, count = np.asarray(content["sigmas"], np.float64), len(content["sigma"])
+        shapes = [f.shape[0] for f in (rows.point, rows.state, rows.value) if f is not None]
+        if (
+            sigmas.ndim != 1
+            or set(shapes) != {count}
+            or not all(np.isfinite(f).all() for f in fields.values() if f is not None)
+        ):
+            raise KeyError("shape")
+        if rows.ends is not None:
+            rows = rows._replace(ends=rows.ends.astype(int))
+        return sigmas, learned(sigmas, rows, content["order"])
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"{path}: is not a solver written by save_learned ({type(error).__name__}: {error})"
+        ) from error
