@@ -30,7 +30,6 @@ dy/dlog sigma = (R - D) / r: at rest for that Gaussian, of order one for all sig
 """
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -44,6 +43,7 @@ from diffax._array import Scalar, at_least_float32, per_sample
 from diffax.denoiser import Denoiser
 from diffax.draws import low_discrepancy
 from diffax.schedules import Schedule, sigma_from_logsnr
+from diffax.solvers.adaptive import advance, root_mean_square, setting_out
 
 __all__ = ["Elbo", "Ode", "elbo_bits_per_dim", "ode_bits_per_dim"]
 
@@ -253,78 +253,21 @@ def ode_bits_per_dim(
         trace = trace / (dim if probes is None else dim * probes)
         return jnp.append(value.reshape(len(s), -1), trace[:, None], axis=1)
 
+    def norm(error: Array) -> Array:
+        """The log-density is what one came for: not averaged away among the others."""
+        return jnp.maximum(root_mean_square(error[:, :-1]), abs(error[:, -1]))
+
     state = jnp.pad((x0 * jnp.exp(-log_r0)).reshape(x0.shape[0], -1), ((0, 0), (0, 1)))
-    state, evaluations = _dormand_prince(rate, state, start, end, rtol, atol, max_steps)
+    walk = setting_out(jnp.full(x0.shape[0], start), state, 0.03 * (end - start))
+    walk = advance(rate, walk, end, rtol, atol, max_steps, norm)
+    state = jnp.where((walk.s == end)[:, None], walk.z, jnp.nan)
     y, volume = state[:, :-1], state[:, -1]
     base = (_sum(y**2) / dim + math.log(2 * math.pi)) / 2 + log_r1
     base, divergence = base / math.log(2), -(volume + log_r1 - log_r0) / math.log(2)
-    return Ode(base + divergence + cell, base, divergence, jnp.full_like(base, cell), evaluations)
+    return Ode(base + divergence + cell, base, divergence, jnp.full_like(base, cell), walk.evaluations)
 
 
 # ---- parts --------------------------------------------------------------------------------------------------------
-
-# Dormand & Prince 1980: row i leads to stage i, the last row to the next point; and the weights of the error.
-_STAGES = np.array(
-    [
-        [0, 0, 0, 0, 0, 0, 0],
-        [1 / 5, 0, 0, 0, 0, 0, 0],
-        [3 / 40, 9 / 40, 0, 0, 0, 0, 0],
-        [44 / 45, -56 / 15, 32 / 9, 0, 0, 0, 0],
-        [19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729, 0, 0, 0],
-        [9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656, 0, 0],
-        [35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0],
-    ]
-)
-_ERROR = np.array([71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40])
-
-_Rate = Callable[[Array, Array], Array]
-_Walk = tuple[Array, Array, Array, Array, Array]  # s, next step and count of steps, [batch]; z and slope, [batch, n]
-
-
-def _dormand_prince(
-    rate: _Rate, z: Array, start: Array, end: Array, rtol: float, atol: float, max_steps: int
-) -> tuple[Array, Array]:
-    """dz/ds = rate(s, z), z [batch, n], from start to end with steps of each sample's own; NaN where that fails.
-
-    Stages are a loop over the rows of the table, so the denoiser is compiled once. The last slope of a step is the
-    first of the next; a step of length 0 at the start fills it. Also returns the evaluations, [batch].
-    """
-    stages, nodes, error_row = (jnp.asarray(table, z.dtype) for table in (_STAGES, _STAGES.sum(1), _ERROR))
-    least, most = 1e-6 * (end - start), 1.0  # less does not move float32; more may pass the data's scale unseen
-
-    def walking(s: Array, step: Array, count: Array) -> Array:
-        return (s < end) & (step > least) & (count <= max_steps)
-
-    def attempt(walk: _Walk) -> _Walk:
-        s, step, count, z, slope = walk
-        active = walking(s, step, count)
-        h = jnp.where(active & (count > 0), jnp.minimum(jnp.minimum(step, most), end - s), 0)
-
-        def move(row: Array, slopes: Array) -> Array:
-            return h[:, None] * jnp.tensordot(row, slopes, 1, precision="highest")
-
-        def stage(i: Array, slopes: Array) -> Array:
-            return slopes.at[i].set(rate(s + nodes[i] * h, z + move(stages[i], slopes)))
-
-        slopes = jax.lax.fori_loop(1, 7, stage, jnp.zeros((7, *z.shape), z.dtype).at[0].set(slope))
-        new = z + move(stages[6], slopes)
-        error = move(error_row, slopes) / (atol + rtol * jnp.maximum(abs(z), abs(new)))
-        # The last entry is the log-density, which is what one came for: not averaged away among the others.
-        error = jnp.maximum(jnp.sqrt(jnp.mean(error[:, :-1] ** 2, 1)), abs(error[:, -1]))
-        good = active & (error <= 1)
-        factor = jnp.where(jnp.isfinite(error), jnp.clip(0.9 * error**-0.2, 0.2, 3), 0.2)
-        return (
-            jnp.where(good, jnp.where(h < end - s, s + h, end), s),
-            jnp.where(active, jnp.where(count > 0, h, step) * factor, step),
-            count + active,
-            jnp.where(good[:, None], new, z),
-            jnp.where((good | (count == 0))[:, None], slopes[6], slope),
-        )
-
-    s = jnp.full(z.shape[0], start)
-    walk = (s, jnp.full_like(s, (end - start) / 100), jnp.zeros(s.shape, int), z, jnp.zeros_like(z))
-    s, _, count, z, _ = jax.lax.while_loop(lambda walk: walking(*walk[:3]).any(), attempt, walk)
-    return jnp.where((s == end)[:, None], z, jnp.nan), 6 * count
 
 
 def _samples(x0: ArrayLike, levels: int | None) -> tuple[Array, int]:

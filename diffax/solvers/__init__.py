@@ -1,12 +1,15 @@
 """Solvers: methods that take noise to data through a denoiser. `dx.sample` runs them.
 
-`linear` says what a solver is, `integral` what it approximates; the methods are in `single_step`, `multistep`
-and, with noise, in `sde`.
+`linear` says what a solver is, `integral` what it approximates; the methods are in `single_step`, `multistep`,
+`sde` (with noise) and `adaptive` (whose steps are as long as the error allows).
 """
 
+from diffax.solvers.adaptive import adaptive
+from diffax.solvers.learned import learned, load_learned, save_learned
 from diffax.solvers.linear import Solver
 from diffax.solvers.multistep import (
     adams_bashforth,
+    default,
     deis,
     dpmpp_2m,
     dpmpp_3m,
@@ -43,8 +46,10 @@ from diffax.solvers.single_step import (
 __all__ = [
     "Solver",
     "adams_bashforth",
+    "adaptive",
     "ancestral",
     "annealed_langevin",
+    "default",
     "deis",
     "dpm2",
     "dpm_solver_2",
@@ -64,10 +69,13 @@ __all__ = [
     "exponential_ab",
     "heun",
     "ipndm",
+    "learned",
     "lms",
+    "load_learned",
     "predictor_corrector",
     "rk4",
     "runge_kutta",
     "sa_solver",
+    "save_learned",
     "unipc",
 ]
