@@ -4,11 +4,11 @@ For every f with f / sigma not falling, the process that runs from sigma = s dow
 
     x_t = f(t) / f(s) x_s + f(t) int_t^s D (f' / f^2) dsigma + sqrt(t^2 - (f(t) / f(s))^2 s^2) z
 
-has at every sigma the law of data + sigma noise (Cui et al. 2023, arXiv:2309.06169, eq. 8 and 10; Song et al. 2021,
+has at every sigma the law of data + sigma noise (Cui et al. 2023, arXiv:2309.06169; Song et al. 2021,
 arXiv:2011.13456). f = sigma is the probability-flow ODE; f = sigma^(1 + eta) puts back eta times the noise of the
 reverse SDE (eta = 1), dx = (1 + eta) (x - D) dlog sigma + sqrt(2 eta) sigma dw. This is data space `integral.x0(f)`
 with noise, so each method is a method for the ODE with another f. The integral is approximated as there, the noise is
-exact; it ends where the grid ends in sigma = 0, with x = D.
+exact; where the grid ends in sigma = 0, the end is x = D.
 
 Orders are of convergence in distribution. Whatever the polynomial, 2 is the most: D along the path is not smooth, but
 rough as the noise is.
@@ -79,7 +79,7 @@ def edm_stochastic(churn: float = 40.0, s_min: float = 0.05, s_max: float = 50.0
 
 
 def dpmpp_1_sde(eta: float = 1.0) -> Solver:
-    """SDE-DPM-Solver++(1) (Lu et al. 2022, arXiv:2211.01095, section 4). Order 1, n evaluations.
+    """SDE-DPM-Solver++(1) (Lu et al. 2022, arXiv:2211.01095). Order 1, n evaluations.
 
     With eta = 1 it is ancestral sampling.
     """
@@ -97,8 +97,8 @@ def dpmpp_2m_sde(eta: float = 1.0) -> Solver:
 def dpmpp_3m_sde(eta: float = 1.0, corrected: bool = False) -> Solver:
     """DPM-Solver++(3M) with noise, as in k-diffusion; with eta = 0 it is `dpmpp_3m`. Order 2, n evaluations.
 
-    `corrected` gives its second difference the factor 2 that it lacks as published: the polynomial is then exact,
-    which makes its error smaller.
+    `corrected` gives its second difference the factor 2 that it lacks as published: the polynomial is then exact, and
+    the error in small steps about half. The second step is that of 2M.
     """
     return _published(3, eta, corrected)
 
