@@ -50,8 +50,8 @@ def sample(
 
     Returns: the sample at sigmas[-1], of the shape of x; or the trajectory.
 
-    Raises: ValueError for sigmas or a solver that are not as described, for a stochastic solver without a key, and
-      with `check` FloatingPointError naming the step and the sigma where a non-finite number began.
+    Raises: ValueError for sigmas, a solver or a denoiser that are not as described and for a stochastic solver without
+      a key; with `check` FloatingPointError naming the step and the sigma where a non-finite number began.
     """
     solver = solvers.default() if solver is None else solver
     if not isinstance(solver, Solver):
@@ -72,6 +72,12 @@ def sample(
     # A table of numbers, so compile time does not grow with n and the denoiser is compiled once.
     rows = jax.tree.map(lambda c: jnp.asarray(c, x.dtype), rows._replace(ends=None))
 
+    def denoised(x: Array, sigma: Array) -> Array:
+        value = denoise(x, sigma)
+        if jnp.shape(value) != x.shape:  # else it might be broadcast, silently
+            raise ValueError(f"denoise gave shape {jnp.shape(value)} for x of shape {x.shape}: must be the same")
+        return value
+
     def body(carry: tuple[Array, ...], at: tuple[Any, Any]) -> tuple[tuple[Array, ...], tuple[Any, Any]]:
         number, row = at
 
@@ -79,7 +85,7 @@ def sample(
             assert key is not None
             return noise.normal(jax.random.fold_in(key, 2 * number + stream), index, x.shape[1:], x.dtype)
 
-        carry = solver.step(denoise, carry, row, draw)
+        carry = solver.step(denoised, carry, row, draw)
         return carry, (carry[0] if trajectory else None, jnp.isfinite(carry[0]).all() if check else None)
 
     count = len(rows.sigma)

@@ -1,6 +1,7 @@
-"""Solvers and the loop that runs them: order, evaluations, exact solutions, independence of the batch."""
+"""The loop that runs the solvers: compiled once, trajectories, inversion, tracing, independence, reports, bad input.
 
-import itertools
+The solvers themselves are proved in tests/solvers.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -9,177 +10,260 @@ import pytest
 
 import diffax as dx
 
-SOLVERS = {"euler": dx.solvers.euler(), "heun": dx.solvers.heun()}
+S = dx.solvers
+SOLVERS = {  # one of each make: single-step in eps and D, multistep with a start and an end of its own, corrected
+    "euler": S.euler(),
+    "heun": S.heun(),
+    "dpmpp_3s": S.dpmpp_3s(),
+    "dpmpp_2m": S.dpmpp_2m(),
+    "lms": S.lms(),
+    "exponential_ab": S.exponential_ab(4),
+    "unipc": S.unipc(),
+}
+each_solver = pytest.mark.parametrize("name", SOLVERS)
 MEANS = np.array([[-1.0, 0.5], [0.3, -0.8], [1.2, 1.0]])
-
-
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
+denoise = dx.gaussian_mixture(MEANS, 0.3)
 
 
 def start(n, sigma=10.0):
-    return sigma * np.random.default_rng(0).normal(size=(n, 2))
+    return np.float32(sigma * np.random.default_rng(0).normal(size=(n, 2)))
 
 
-@pytest.mark.parametrize("name", SOLVERS)
-def test_order_of_convergence(name, x64):
-    """The end-point error on an exact-score mixture falls as steps^-order, in float64."""
-    denoise, x = dx.gaussian_mixture(MEANS, 0.3), start(16)
-
-    def solve(n):
-        grid = 10 * (0.05 / 10) ** np.linspace(0, 1, n + 1)  # sigma 10 -> 0.05
-        return np.asarray(dx.sample(denoise, x, grid, solver=SOLVERS[name]))
-
-    fine = 10 * (0.05 / 10) ** np.linspace(0, 1, 8193)
-    exact = np.asarray(dx.sample(denoise, x, fine, solver=dx.solvers.heun()))
-    steps = np.array([64, 128, 256, 512])
-    errors = [np.sqrt(np.mean((solve(n) - exact) ** 2)) for n in steps]
-    slope = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
-    assert slope == pytest.approx(SOLVERS[name].order, abs=0.25), errors
+def grid(n, high=10.0):
+    return np.asarray(dx.schedules.sigmas(dx.schedules.karras(0.01, high), n))
 
 
-@pytest.mark.parametrize("name", SOLVERS)
-@pytest.mark.parametrize("n", [1, 2, 3, 10])
-def test_evaluations_are_as_declared(name, n):
+# ---- the loop -------------------------------------------------------------------------------------------------------
+
+
+@each_solver
+def test_evaluations_are_as_declared(name):
     calls = []
 
-    def denoise(x, sigma):
+    def counted(x, sigma):
         jax.debug.callback(lambda s: calls.append(float(s)), sigma)
         return 0.5 * x
 
-    dx.sample(denoise, jnp.ones((2, 3)), dx.schedules.sigmas(dx.schedules.karras(), n), solver=SOLVERS[name])
+    dx.sample(counted, jnp.ones((2, 3)), grid(5), solver=SOLVERS[name])
     jax.effects_barrier()
-    assert len(calls) == SOLVERS[name].nfe(n)
-    assert min(calls) > 0  # nothing is evaluated at sigma = 0
+    assert len(calls) == SOLVERS[name].nfe(5) and min(calls) > 0
 
 
-@pytest.mark.parametrize("name", SOLVERS)
-def test_gaussian_data_has_the_closed_form(name, x64):
-    # x(sigma) = x(sigma_0) sqrt((sigma^2 + c^2) / (sigma_0^2 + c^2)) for data N(0, c^2)
-    c, x = 0.5, start(4, 80.0)
-    sigmas = np.asarray(dx.schedules.sigmas(dx.schedules.karras(), 2000))
-    got = dx.sample(lambda x, s: x * c**2 / (c**2 + s**2), x, sigmas, solver=SOLVERS[name])
-    tolerance = {"euler": 5e-3, "heun": 1e-5}[name]
-    np.testing.assert_allclose(got, x * c / np.sqrt(80**2 + c**2), rtol=tolerance)
+@pytest.mark.parametrize("trajectory", [False, True])
+def test_the_denoiser_is_compiled_once_whatever_n(trajectory):
+    traces = []
+
+    def denoise(x, sigma):
+        traces.append(sigma.shape)
+        return 0.5 * x
+
+    def size(n):
+        traces.clear()
+        jaxpr = jax.make_jaxpr(lambda x: dx.sample(denoise, x, grid(n), trajectory=trajectory))(jnp.ones((2, 3)))
+        return len(jaxpr.eqns), list(traces)
+
+    assert size(3) == size(300) and size(3)[1] == [()]
 
 
-def test_euler_is_ddim():
-    # DDIM (Song et al. 2021, eq. 12, eta = 0) in its own variables: x_t = alpha x, eps = (x - D) / sigma
-    denoise, x = dx.gaussian_mixture(MEANS, 0.3), start(8)
-    sigmas = np.float64(dx.schedules.sigmas(dx.schedules.karras(0.01, 10.0), 7))
-    alpha_bar = 1 / (1 + sigmas**2)
-    xt = np.sqrt(alpha_bar[0]) * x
-    for a, b, s in zip(alpha_bar[:-1], alpha_bar[1:], sigmas[:-1], strict=True):
-        x0 = np.float64(denoise(jnp.float32(xt / np.sqrt(a)), s))
-        eps = (xt - np.sqrt(a) * x0) / np.sqrt(1 - a)
-        xt = np.sqrt(b) * x0 + np.sqrt(1 - b) * eps
-    np.testing.assert_allclose(dx.sample(denoise, x, sigmas, solver=dx.solvers.euler()), xt, atol=2e-5)
+def test_a_solver_need_not_be_named():
+    x, sigmas = start(3), grid(4)
+    np.testing.assert_array_equal(dx.sample(denoise, x, sigmas), dx.sample(denoise, x, sigmas, solver=S.default()))
 
 
-def test_heun_is_algorithm_one_of_karras():
-    denoise, x = dx.gaussian_mixture(MEANS, 0.3), start(8)
-    t = np.float64(dx.schedules.sigmas(dx.schedules.karras(0.01, 10.0), 7))
-
-    def slope(x, sigma):
-        return (x - np.float64(denoise(jnp.float32(x), sigma))) / sigma
-
-    y = x
-    for a, b in itertools.pairwise(t):
-        d = slope(y, a)
-        euler = y + (b - a) * d
-        y = euler if b == 0 else y + (b - a) * (d + slope(euler, b)) / 2
-    np.testing.assert_allclose(dx.sample(denoise, x, t, solver=dx.solvers.heun()), y, atol=2e-5)
+@each_solver
+def test_the_loop_in_float32_is_the_loop_in_float64(name):
+    single = dx.sample(denoise, start(4), grid(30), solver=SOLVERS[name])
+    assert single.dtype == jnp.float32
+    with jax.enable_x64(True):
+        double = dx.sample(dx.gaussian_mixture(MEANS, 0.3), np.float64(start(4)), grid(30), solver=SOLVERS[name])
+    assert double.dtype == np.float64
+    np.testing.assert_allclose(single, double, rtol=0, atol=3e-5)
 
 
-@pytest.mark.parametrize("name", SOLVERS)
-def test_traced_sigmas_give_the_same_and_a_gradient(name):
-    denoise, x = dx.gaussian_mixture(MEANS, 0.3), start(4)
-    sigmas = dx.schedules.sigmas(dx.schedules.karras(0.01, 10.0), 6)
+def test_other_dtypes_are_promoted():
+    def half(x, sigma):
+        assert x.dtype == sigma.dtype == jnp.float32
+        return (x * 0.5).astype(jnp.bfloat16)
 
-    def solve(grid):
-        return dx.sample(denoise, x, grid, solver=SOLVERS[name])
+    for dtype in (jnp.bfloat16, jnp.float16, jnp.int32):
+        assert dx.sample(half, jnp.ones((2, 3), dtype), [10.0, 1.0, 0.0]).dtype == jnp.float32
+    expected = dx.sample(denoise, start(2), [8.0, 4.0, 1.0, 0.0])
+    for sigmas in ([8, 4, 1, 0], jnp.array([8, 4, 1, 0], jnp.float16), np.array([8, 4, 1, 0], np.float64)):
+        np.testing.assert_array_equal(dx.sample(denoise, start(2), sigmas), expected)
+    traced = jax.jit(lambda s: dx.sample(denoise, start(2), s))(jnp.array([8, 4, 1, 0], jnp.float16))
+    np.testing.assert_allclose(traced, expected, atol=1e-5)  # coefficients in float32 at least
 
-    np.testing.assert_allclose(jax.jit(solve)(sigmas), solve(sigmas), atol=1e-4)
-    grad = jax.grad(lambda g: jnp.sum(solve(g) ** 2))(sigmas)
-    assert np.isfinite(grad).all() and np.abs(grad[1:-1]).max() > 0
+
+def test_any_shape_of_sample():
+    for shape in ((3,), (3, 1), (2, 4, 4, 3)):
+        got = dx.sample(lambda x, s: x / (1 + s**2), jnp.full(shape, 20.0), grid(40, 20.0))
+        np.testing.assert_allclose(got, np.full(shape, 20 / np.sqrt(401)), rtol=1e-2)
+
+
+# ---- trajectories and inversion -------------------------------------------------------------------------------------
+
+
+@each_solver
+def test_a_trajectory_passes_through_every_sigma(name):
+    x, sigmas = start(3), grid(6)
+    path = dx.sample(denoise, x, sigmas, solver=SOLVERS[name], trajectory=True)
+    assert path.shape == (7, 3, 2)
+    np.testing.assert_array_equal(path[0], x)
+    np.testing.assert_allclose(path[-1], dx.sample(denoise, x, sigmas, solver=SOLVERS[name]), atol=1e-6)
+    if name != "exponential_ab":  # whose first step depends on n
+        np.testing.assert_allclose(path[3], dx.sample(denoise, x, sigmas[:4], solver=SOLVERS[name]), atol=2e-5)
+
+
+@each_solver
+def test_up_and_down_again(name):
+    """From data to noise on the reversed grid, and back."""
+    data, up = start(4, 1.0), grid(60)[:-1][::-1]
+    latent = dx.sample(denoise, data, up, solver=SOLVERS[name])
+    back = dx.sample(denoise, latent, up[::-1], solver=SOLVERS[name])
+    assert np.abs(latent).max() > 3
+    np.testing.assert_allclose(back, data, atol=0.5 if name == "euler" else 0.05)
+
+
+# ---- traced sigmas --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "to_zero"), [("heun", True), ("euler", False), ("lms", True), ("exponential_ab", False), ("unipc", True)]
+)
+def test_traced_sigmas_give_the_same_and_a_gradient(name, to_zero):
+    x, sigmas = start(4), grid(6) if to_zero else grid(7)[:-1]
+
+    def solve(sigmas):
+        return dx.sample(denoise, x, sigmas, solver=SOLVERS[name], to_zero=to_zero)
+
+    def loss(sigmas):
+        got = solve(sigmas)
+        return jnp.sum(got**2), got
+
+    (_, got), grad = jax.jit(jax.value_and_grad(loss, has_aux=True))(jnp.asarray(sigmas))
+    np.testing.assert_allclose(got, solve(sigmas), atol=1e-4)
+    assert np.isfinite(grad).all() and np.abs(grad[1:-1]).min() > 0
 
 
 def test_a_grid_above_zero_is_the_same_in_and_outside_jit():
-    denoise, x, schedule = dx.gaussian_mixture(MEANS, 0.3), np.float32(start(4)), dx.schedules.karras(0.1, 10.0)
+    x, schedule = start(4), dx.schedules.karras(0.1, 10.0)
 
     def solve(x):
         return dx.sample(denoise, x, dx.schedules.sigmas(schedule, 6, final=None))
 
     np.testing.assert_allclose(jax.jit(solve)(x), solve(x), atol=1e-5)
-    traced = jax.jit(lambda x, s: dx.sample(denoise, x, s, to_zero=False))(x, jnp.array([10.0, 3.0, 1.0, 0.5]))
-    np.testing.assert_allclose(traced, dx.sample(denoise, x, [10.0, 3.0, 1.0, 0.5]), atol=1e-5)
 
 
-def test_other_dtypes_are_promoted():
-    half = dx.sample(lambda x, s: (x * 0.5).astype(jnp.bfloat16), jnp.ones((2, 3), jnp.bfloat16), [10.0, 1.0, 0.0])
-    assert half.dtype == jnp.float32
+def test_gradients_pass_through_the_denoiser():
+    def end(c):
+        return dx.sample(lambda x, s: x * c**2 / (c**2 + s**2), jnp.ones((1, 1)), grid(20), solver=S.unipc())[0, 0]
+
+    slope = float(end(0.5 + 1e-2) - end(0.5 - 1e-2)) / 2e-2
+    assert float(jax.grad(end)(0.5)) == pytest.approx(slope, rel=1e-2)
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+# ---- samples are independent ----------------------------------------------------------------------------------------
+
+
+@each_solver
 def test_per_sample_sigmas(name):
-    denoise, x = dx.gaussian_mixture(MEANS, 0.3), start(2)
-    grids = [np.asarray(dx.schedules.sigmas(dx.schedules.karras(0.01, high), 6)) for high in (10.0, 5.0)]
-    both = dx.sample(denoise, x, np.stack(grids, axis=1), solver=SOLVERS[name])
-    each = [dx.sample(denoise, x[i : i + 1], g, solver=SOLVERS[name])[0] for i, g in enumerate(grids)]
-    np.testing.assert_allclose(both, np.stack(each), atol=1e-5)
+    x, grids = start(2), [grid(6), grid(6, 5.0)]
+
+    def seen(x, sigma):
+        assert sigma.shape == (2,)
+        return denoise(x, sigma)
+
+    both = dx.sample(seen, x, np.stack(grids, axis=1), solver=SOLVERS[name], trajectory=True)
+    for i, sigmas in enumerate(grids):
+        alone = dx.sample(denoise, x[i : i + 1], sigmas, solver=SOLVERS[name], trajectory=True)
+        np.testing.assert_allclose(both[:, i], alone[:, 0], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@each_solver
 def test_a_sample_does_not_depend_on_its_batch(name):
-    denoise, x = dx.gaussian_mixture(MEANS, 0.3), start(6)
-    sigmas = dx.schedules.sigmas(dx.schedules.karras(0.01, 10.0), 8)
+    x, sigmas = start(6), grid(8)
     whole = dx.sample(denoise, x, sigmas, solver=SOLVERS[name])
-    np.testing.assert_allclose(whole[2:4], dx.sample(denoise, x[2:4], sigmas, solver=SOLVERS[name]), atol=1e-6)
+    np.testing.assert_allclose(whole[2:4], dx.sample(denoise, x[2:4], sigmas, solver=SOLVERS[name]), atol=1e-5)
 
 
-def test_the_denoiser_is_compiled_once_whatever_n():
-    traces = []
-
-    def denoise(x, sigma):
-        traces.append(1)
-        return 0.5 * x
-
-    def size(n):
-        traces.clear()
-        jaxpr = jax.make_jaxpr(lambda x: dx.sample(denoise, x, dx.schedules.sigmas(dx.schedules.karras(), n)))(
-            jnp.ones((2, 3))
-        )
-        return len(jaxpr.eqns), len(traces)
-
-    assert size(3) == size(300) and size(3)[1] == 1
+# ---- reports and bad input ------------------------------------------------------------------------------------------
 
 
-def test_long_grids_lose_nothing_in_float32():
-    denoise, x = dx.gaussian_mixture(MEANS, 0.3), start(16)
-    sigmas = np.asarray(dx.schedules.sigmas(dx.schedules.karras(0.01, 10.0), 512))
-    single = dx.sample(denoise, np.float32(x), sigmas)
-    with jax.enable_x64(True):
-        double = np.asarray(dx.sample(dx.gaussian_mixture(MEANS, 0.3), np.float64(x), np.float64(sigmas)))
-    assert single.dtype == jnp.float32
-    assert np.max(np.abs(single - double)) < 2e-5
+def broken(below, value=np.nan):
+    return lambda x, sigma: jnp.where(sigma < below, value, 0.5 * x)
 
 
 @pytest.mark.parametrize(
-    ("sigmas", "solver", "words"),
+    ("solver", "words"),
     [
-        ([3.0, 2.0, 2.0, 0.0], None, "strictly descending"),
-        ([1.0, 2.0, 0.0], None, "strictly descending"),
-        ([2.0, np.nan, 0.0], None, "finite"),
-        ([2.0, 1.0, -1.0], None, ">= 0"),
-        ([2.0], None, "shape (1,)"),
-        (np.ones((3, 5)), None, "shape (3, 5)"),
-        (np.array([[2.0, 2.0], [0.0, 1.0]]), None, "for every sample or for none"),
-        ([2.0, 0.0], "heun", "solver = 'heun'"),
+        (S.euler(), "step 4, evaluation 4 of 5, sigma = 0.5"),
+        (S.unipc(), "step 4, evaluation 4 of 5, sigma = 0.5"),
+        (S.heun(), "step 3, evaluation 6 of 9, sigma = 0.5"),  # at the end of the step from 1.0
+        (S.rk4(), "step 3, evaluation 10 of 17, sigma = 0.7071"),  # and half-way
+        (S.lms(4, bootstrap=True), "step 4, evaluation 6 of 7, sigma = 0.5"),  # two for the bootstrap
     ],
 )
-def test_bad_input_is_named(sigmas, solver, words):
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_check_says_where_a_number_went_bad(solver, words, value):
+    x, sigmas = jnp.ones((2, 3)), [4.0, 2.0, 1.0, 0.5, 0.25, 0.0]
+    with pytest.raises(FloatingPointError) as error:
+        dx.sample(broken(0.9, value), x, sigmas, solver=solver, check=True)
+    assert words in str(error.value)
+    fine = dx.sample(broken(0.0), x, sigmas, solver=solver, check=True)
+    np.testing.assert_allclose(fine, dx.sample(broken(0.0), x, sigmas, solver=solver), rtol=1e-6)
+
+
+def test_check_of_per_sample_sigmas_and_of_a_trajectory():
+    sigmas = np.array([[4.0, 2.0], [2.0, 1.0], [1.0, 0.5], [0.0, 0.0]])
+    with pytest.raises(FloatingPointError, match=r"step 3, evaluation 3 of 3, sigma = \[1.  0.5\]"):
+        dx.sample(
+            lambda x, s: jnp.where((s < 0.9)[:, None], jnp.nan, x),
+            jnp.ones((2, 3)),
+            sigmas,
+            solver=S.euler(),
+            check=True,
+            trajectory=True,
+        )
+
+
+def test_check_is_refused_under_jit():
+    with pytest.raises(ValueError, match="check = True: must not be under jit"):
+        jax.jit(lambda x: dx.sample(denoise, x, [2.0, 1.0, 0.0], check=True))(start(2))
+
+
+NOISY = S.euler()._replace(stochastic=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"sigmas": [3.0, 2.0, 2.0, 0.0]}, "strictly descending"),
+        ({"sigmas": [1.0, 2.0, 0.0]}, "strictly descending"),
+        ({"sigmas": [0.0, 1.0, 2.0]}, "strictly ascending and > 0"),
+        ({"sigmas": [2.0, np.nan, 0.0]}, "finite"),
+        ({"sigmas": [np.inf, 1.0, 0.0]}, "finite"),
+        ({"sigmas": [2.0, 1.0, -1.0]}, ">= 0"),
+        ({"sigmas": [-2.0, -1.0, 1.0]}, "> 0"),
+        ({"sigmas": [2.0]}, "shape (1,)"),
+        ({"sigmas": 2.0}, "shape ()"),
+        ({"sigmas": np.ones((3, 5))}, "shape (3, 5): must be [n + 1] or [n + 1, batch = 2]"),
+        ({"sigmas": np.ones((3, 2, 1))}, "shape (3, 2, 1)"),
+        ({"sigmas": np.array([[2.0, 2.0], [0.0, 1.0]])}, "for every sample or for none"),
+        ({"sigmas": np.array([[2.0, 1.0], [1.0, 2.0]])}, "strictly descending"),
+        ({"solver": "heun"}, "solver = 'heun'"),
+        ({"solver": S.heun}, "must be a solver such as dx.solvers.heun()"),
+        ({"x": 1.0}, "x has shape ()"),
+        ({"x": jnp.ones((0, 3))}, "with at least one sample"),
+        ({"index": jnp.arange(3)}, "index has shape (3,): must be [batch] = (2,)"),
+        ({"index": 0}, "index has shape ()"),
+        ({"solver": NOISY}, "key is missing"),
+        ({"solver": NOISY, "key": jax.random.key(0), "sigmas": [1.0, 2.0]}, "only deterministic solvers"),
+        ({"denoise": lambda x, s: x[:, :1]}, "denoise gave shape (2, 1) for x of shape (2, 3)"),
+        ({"denoise": lambda x, s: x.mean(), "solver": S.unipc()}, "denoise gave shape () for x of shape (2, 3)"),
+    ],
+)
+def test_bad_input_is_named(given, words):
+    given = {"denoise": lambda x, s: x, "x": jnp.ones((2, 3)), "sigmas": [2.0, 1.0, 0.0]} | given
     with pytest.raises(ValueError) as error:
-        dx.sample(lambda x, s: x, jnp.ones((2, 3)), sigmas, solver=solver)
+        dx.sample(given.pop("denoise"), given.pop("x"), given.pop("sigmas"), **given)
     assert words in str(error.value)

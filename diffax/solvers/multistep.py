@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from diffax import _check
 from diffax.solvers import integral
 from diffax.solvers.integral import Coordinate, Rule, Space
 from diffax.solvers.linear import Rows, Solver, columns, end_at_zero, linear, numpy_for
@@ -47,6 +48,7 @@ def adams_bashforth(order: int = 3, space: str = "v", bootstrap: bool = True, si
     which is LMS), "log" (dx = (x - D) dlog sigma). sigma_data is c, the scale of the data. Evaluations as
     `exponential_ab`. Order 1 is DDIM in eps- and flow-space.
     """
+    _check.positive("sigma_data", sigma_data)
     c = sigma_data
     chosen = _space(space, v=integral.v(c), flow=integral.flow(c), eps=integral.eps(), log=integral.log())
     times = {
@@ -74,6 +76,8 @@ def lms(order: int = 4, bootstrap: bool = False) -> Solver:
 
 def deis(order: int = 3, bootstrap: bool = False, beta_min: float = 0.1, beta_max: float = 20.0) -> Solver:
     """DEIS tAB: eps a polynomial in the time t of the variance-preserving SDE (Zhang & Chen 2022, arXiv:2204.13902)."""
+    _check.positive("beta_min", beta_min)
+    _check.less("beta_min", beta_min, "beta_max", beta_max)
     return _adams(order, integral.eps(), integral.vp_time(beta_min, beta_max), bootstrap)
 
 
