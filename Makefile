@@ -4,16 +4,19 @@ BIN := .venv/bin
 DEMO := runs/digits
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint notebooks format lock clean
+PEERS := .venv-peers/bin
+.PHONY: help demo test lint notebooks bench bench-peers format lock clean
 
 help:
 	@echo "make demo    train, sample and score a diffusion model of handwritten digits (about five minutes)"
 	@echo "make test    all tests"
 	@echo "make lint    ruff and mypy"
 	@echo "make notebooks  run the notebooks"
+	@echo "make bench   compare the solvers at equal numbers of evaluations (bench/solvers.html)"
+	@echo "make bench-peers  beside k-diffusion, diffusers and azula, in an environment of their own"
 	@echo "make format  put the code into ruff's format"
 	@echo "make lock    resolve the newest versions into requirements.lock"
-	@echo "make clean   remove .venv, and what was built (not runs/)"
+	@echo "make clean   remove .venv, .venv-peers and what was built (not runs/)"
 
 demo: .venv/train.installed
 	@$(BIN)/python -m experiments.train --config experiments/configs/digits.py --workdir $(DEMO)
@@ -30,6 +33,15 @@ lint: .venv/dev.installed
 notebooks: .venv/dev.installed
 	@$(BIN)/python -m pytest tests/test_notebooks.py
 
+bench: .venv/dev.installed
+	@$(BIN)/python -m experiments.bench_solvers --out bench $(if $(wildcard bench/peers.json),--peers bench/peers.json)
+
+bench-peers: .venv/dev.installed .venv-peers/installed
+	@$(BIN)/python -m experiments.bench_solvers --problems bench/problems
+	@$(PEERS)/python -m experiments.bench.peers --problems bench/problems --out bench/peers.json
+	@$(PEERS)/python -m experiments.bench.peers --speed 100 --out bench/peers.json
+	@$(BIN)/python -m experiments.bench_solvers --peers bench/peers.json --speed 100 --out bench
+
 format: .venv/dev.installed
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
@@ -40,7 +52,7 @@ lock: .venv/dev.installed
 	  -q pyproject.toml -o requirements.lock
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-peers build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venv/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -55,4 +67,12 @@ clean:
 
 .venv/dev.installed: .venv/train.installed
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c requirements.lock -e '.[train,dev]'
+	@touch $@
+
+# k-diffusion imports CLIP, which imports pkg_resources: the last setuptools to have it.
+.venv-peers/installed:
+	@echo "installing into .venv-peers ..."
+	@$(PYTHON) -m venv .venv-peers
+	@$(PEERS)/python -m pip install -q --disable-pip-version-check torch==2.13.0 k-diffusion==0.1.1 diffusers==0.42.1 \
+	  azula==0.11.1 'setuptools<81'
 	@touch $@

@@ -1,6 +1,8 @@
 """A trained network as a target of the benchmark: the reference is the same network in float64."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,18 +15,24 @@ from diffax.training import sharding
 from diffax.training.summary import fingerprint
 from experiments import workdir as workdirs
 from experiments.bench.targets import Target
+from experiments.recipe import Recipe
 
-__all__ = ["from_workdir"]
+__all__ = ["from_workdir", "target"]
 
 SEEDS, STEPS = 64, 512
 
 
 def from_workdir(workdir: Path) -> Target:
-    """The averaged network of a run; sample i is of class i modulo the number of classes."""
+    """The averaged network of a run."""
     config = workdirs.read_config(workdir)
     rec, params, step = workdirs.load_ema(workdir, config, sharding.data_mesh())
+    return target(workdir.name, f"the network of {workdir.name} at step {step}", config.model, rec, params)
+
+
+def target(name: str, title: str, model: Mapping[str, Any], rec: Recipe, params: Any) -> Target:
+    """The network of a recipe; sample i is of class i modulo the number of classes."""
     params = jax.device_get(params)
-    options = {name: value for name, value in config.model.items() if name not in ("label_dropout", "dtype")}
+    options = {key: value for key, value in model.items() if key not in ("label_dropout", "dtype")}
     wide = models.unet(rec.shape, num_classes=rec.num_classes, dtype=jnp.float64, **options)
 
     def denoise(x: Array, sigma: ArrayLike) -> Array:
@@ -33,5 +41,4 @@ def from_workdir(workdir: Path) -> Target:
         cast = jax.tree.map(lambda p: jnp.asarray(p, x.dtype), params)
         return dx.denoiser(network.apply, cast, rec.preconditioning, label)(x, sigma)
 
-    title = f"the network of {workdir.name} at step {step}"
-    return Target(workdir.name, title, rec.shape, SEEDS, network=denoise, made_of=fingerprint(params), steps=STEPS)
+    return Target(name, title, rec.shape, SEEDS, network=denoise, made_of=fingerprint(params), steps=STEPS)

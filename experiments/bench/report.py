@@ -62,10 +62,11 @@ def summary(errors: dict[str, Errors]) -> list[str]:
     for kind in ("mean", "median"):
         ratios = [c.ratio for c in cells(errors, kind) if c.ratio is not None]
         if ratios:
-            won, size = sum(r < 1 for r in ratios), float(np.exp(np.mean(np.log(ratios))))
+            size = np.exp(np.mean(np.log(ratios)))
+            won, tied, lost = ([_verdict(r) for r in ratios].count(v) for v in ("won", "tied", "lost"))
             lines.append(
-                f"By {kind} error diffax's best choice beats the best peer in {won} of {len(ratios)} cells; "
-                f"its error is {size:.2f} times theirs (geometric mean)."
+                f"By {kind} error diffax's best choice wins {won}, ties {tied} and loses {lost} of {len(ratios)} cells "
+                f"against the best peer; its error is {size:.2f} times theirs (geometric mean)."
             )
     for side, who in (("diffax", "diffax"), ("peers", "the peers")):
         if fixed := fixed_choices(errors, side):
@@ -73,6 +74,11 @@ def summary(errors: dict[str, Errors]) -> list[str]:
             against = "best peer" if "peers" in errors else "best"
             lines.append(f"The best single choice of {who} is {name}: {value:.2f} times the {against} of every cell.")
     return lines
+
+
+def _verdict(ratio: float) -> str:
+    """Within half a per cent it is a tie, often of one and the same method."""
+    return "tied" if abs(ratio - 1) < 0.005 else "won" if ratio < 1 else "lost"
 
 
 def _best(row: dict[str, dict[str, float]], kind: str) -> tuple[str, float]:
@@ -165,7 +171,7 @@ def _winners(errors: dict[str, Errors], titles: dict[str, str]) -> Iterator[str]
     by_mean, by_median = ({(c.target, c.nfe): c for c in cells(errors, kind)} for kind in ("mean", "median"))
     for target, title in titles.items():
         yield f"<h2>{_text(title)}</h2>"
-        heads = ["NFE", "mean", "diffax", "mean", "best peer", "ratio", "median", "median", "ratio"]
+        heads = ["NFE", "diffax, mean", "by", "peers, mean", "by", "ratio", "diffax, median", "peers, median", "ratio"]
         rows = []
         for (name, nfe), mean in by_mean.items():
             if name == target:
@@ -189,7 +195,7 @@ def _other(cell: Cell, how: bool) -> list[str]:
 def _ratio(cell: Cell) -> str:
     if cell.ratio is None:
         return "<td></td>"
-    return f'<td class="number {"won" if cell.ratio < 1 else "lost"}">{cell.ratio:.2f}</td>'
+    return f'<td class="number {_verdict(cell.ratio)}">{cell.ratio:.2f}</td>'
 
 
 def _fixed(errors: dict[str, Errors]) -> Iterator[str]:
@@ -214,7 +220,7 @@ def _distances(tables: dict[str, dict[str, dict[str, float]]], titles: dict[str,
     for target, table in tables.items():
         names = list(dict.fromkeys(name for row in table.values() for name in row))
         last = table[max(table, key=int)]
-        names.sort(key=lambda name: last.get(name, np.inf))
+        names.sort(key=lambda name: -1.0 if name == "exact samples" else last.get(name, np.inf))
         rows = [
             [_how(name), *(_number(row[name]) if name in row else "<td></td>" for row in table.values())]
             for name in names

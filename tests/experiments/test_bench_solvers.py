@@ -83,6 +83,22 @@ def test_the_reference_has_converged_and_solves_the_ode():
     np.testing.assert_allclose(end, denoise(state, low), atol=1e-9)
 
 
+def test_a_network_is_a_target(small):
+    from experiments.bench import networks
+    from experiments.recipe import recipe
+    from experiments.workdir import load_dataset
+
+    config = small()
+    rec = recipe(config, load_dataset(config, "train"))
+    target = networks.target("n", "n", config.model, rec, jax.jit(rec.network.init)(jax.random.key(0)))
+    assert target.shape == (8, 8, 1)
+    x = target.start()[:3] / 40
+    narrow, wide = jax.jit(target.denoiser())(x, 2.0), target.numpy_denoiser()(x, 2.0)
+    assert narrow.dtype == np.float32
+    assert wide.dtype == np.float64
+    np.testing.assert_allclose(narrow, wide, atol=1e-4)
+
+
 def test_starts_are_fixed_and_the_first_of_more():
     np.testing.assert_array_equal(TURNED.start()[:5], TURNED._replace(seeds=5).start())
     assert not np.array_equal(TURNED.pilot(5), TURNED.start()[:5])
@@ -216,8 +232,8 @@ def test_winners_and_fixed_choices():
     assert (median.ours[0], median.ratio) == ("b/k", 2.0)
     assert report.fixed_choices(ERRORS, "diffax") == [("a/k", 0.5), ("b/k", 1.0)]
     assert report.fixed_choices({"diffax": ERRORS["diffax"]}, "diffax")[0] == ("a/k", 1.0)
-    assert "1 of 1 cells" in report.summary(ERRORS)[0]
-    assert "0 of 1 cells" in report.summary(ERRORS)[1]
+    assert "wins 1, ties 0 and loses 0 of 1 cells" in report.summary(ERRORS)[0]
+    assert "wins 0, ties 0 and loses 1 of 1 cells" in report.summary(ERRORS)[1]
 
 
 def run(*arguments):
