@@ -73,6 +73,6 @@ clean:
 .venv-peers/installed:
 	@echo "installing into .venv-peers ..."
 	@$(PYTHON) -m venv .venv-peers
-	@$(PEERS)/python -m pip install -q --disable-pip-version-check torch==2.13.0 k-diffusion==0.1.1 diffusers==0.42.1 \
+	@$(PEERS)/python -m pip install -q --disable-pip-version-check torch==2.15.0 k-diffusion==0.1.1 diffusers==0.42.1 \
 	  azula==0.11.1 'setuptools<81'
 	@touch $@

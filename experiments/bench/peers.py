@@ -290,6 +290,11 @@ def timings(rounds: int) -> dict[str, dict[str, dict[str, float]]]:
 # ---- the command ----------------------------------------------------------------------------------------------------
 
 
+def _problems(folder: Path) -> list[tuple[targets.Target, np.ndarray]]:
+    """All problems of a folder, the quickest first."""
+    return [targets.read(path) for path in sorted(folder.glob("*.npz"), key=lambda path: path.stat().st_size)]
+
+
 def main() -> None:
     """Writes {"errors": {target: {nfe: {peer/grid: {mean, median}}}}, ...}, anew after every NFE; or timings."""
     import torch
@@ -303,8 +308,16 @@ def main() -> None:
     parser.add_argument("--nfe", default="5,6,8,10,12,15,20,25,35,50", help="numbers of evaluations")
     parser.add_argument("--speed", type=int, default=0, help="measure the cost of a step in so many rounds instead")
     args = parser.parse_args()
+    budgets = args.nfe.split(",")
     if bool(args.problems) == bool(args.speed):
         parser.error("give --problems or --speed")
+    if not all(n.isdecimal() and int(n) > 0 for n in budgets):
+        parser.error(f"--nfe = {args.nfe}: must be positive integers, such as --nfe=5,10,20")
+    problems = [] if args.speed else _problems(args.problems)
+    if not problems and not args.speed:
+        parser.error(
+            f"--problems = {args.problems}: holds no .npz file; python -m experiments.bench_solvers writes them"
+        )
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     about = {"versions": {name: version(name) for name in ("torch", *PACKAGES)}, "date": time.strftime("%F")}
@@ -313,8 +326,7 @@ def main() -> None:
         known = json.loads(args.out.read_text()) if args.out.exists() else about
         args.out.write_text(json.dumps(known | {"speed": timings(args.speed)}, indent=1) + "\n")
         return
-    problems = [targets.read(path) for path in sorted(args.problems.glob("*.npz"), key=lambda p: p.stat().st_size)]
-    budgets, solvers = args.nfe.split(","), peers()
+    solvers = peers()
     result: dict[str, Any] = about | {"seeds": {t.name: t.seeds for t, _ in problems}, "errors": {}, "failures": {}}
     with tqdm(total=len(problems) * len(budgets) * len(solvers), unit="solver", smoothing=0.05) as bar:
         for target, end in problems:
