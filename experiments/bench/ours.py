@@ -184,10 +184,10 @@ def timings(rounds: int, progress: Callable = iter) -> dict[str, dict[str, dict[
     layers = [jnp.asarray(layer) for layer in speed.layers()]
 
     def network(x: Array, sigma: Any) -> Array:
-        x = x / jnp.sqrt(1 + sigma**2)
+        y = x / jnp.sqrt(1 + sigma**2)
         for layer in layers[:-1]:
-            x = jax.nn.silu(x @ layer)
-        return x @ layers[-1]
+            y = jax.nn.silu(y @ layer)
+        return x / (1 + sigma**2) + y @ layers[-1]
 
     x = jnp.asarray(speed.start())
     found: dict[str, dict[str, dict[str, float]]] = {}

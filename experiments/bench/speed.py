@@ -18,7 +18,7 @@ def start() -> np.ndarray:
 
 
 def layers() -> list[np.ndarray]:
-    """The matrices of a small network of three layers: x / sqrt(1 + sigma^2) through them, SiLU in between."""
+    """The matrices of the network F of D = x / (1 + sigma^2) + F(x / sqrt(1 + sigma^2)), with SiLU in between."""
     rng = np.random.default_rng(1)
     sizes = itertools.pairwise(WIDTHS)
     return [(rng.standard_normal((a, b)) / np.sqrt(a)).astype(np.float32) for a, b in sizes]
