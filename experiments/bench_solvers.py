@@ -5,8 +5,8 @@
 
 writes solvers.json, solvers.png and solvers.html. Targets, references and errors are described in
 `experiments/bench/targets.py`, diffax's solvers and grids are listed in `experiments/bench/ours.py`, those of
-k-diffusion, diffusers and azula, which run in an environment of their own, in `experiments/bench/peers.py`. The
-references take about ten minutes to compute, once. In a notebook:
+k-diffusion, diffusers and azula, which run in an environment of their own, in `experiments/bench/libraries.py`.
+The references take about ten minutes to compute, once. In a notebook:
 
     from experiments.bench_solvers import measure
     errors = measure("digits", [10, 20])     # {nfe: {"solver/grid": {"mean": ..., "median": ...}}}

@@ -105,10 +105,10 @@ def plot(result: dict[str, Any]) -> bytes:
             nfe = [c.nfe for c in here]
             for label, colour, values in (
                 ("diffax", OURS, [c.ours[1] for c in here]),
-                ("best of k-diffusion, diffusers, azula", THEIRS, [c.theirs[1] if c.theirs else np.nan for c in here]),
+                ("best peer", THEIRS, [c.theirs[1] if c.theirs else np.nan for c in here]),
             ):
                 if np.isfinite(values).any():
-                    look = {"color": colour, "linestyle": style, "marker": "o" if kind == "mean" else None}
+                    look = {"color": colour, "linestyle": style, "marker": "o" if kind == "mean" else "."}
                     (line,) = axes.plot(nfe, values, markersize=4, linewidth=1.8, **look)
                     handles[f"{label}, {kind}"] = line
         axes.set(xscale="log", yscale="log", xlabel="evaluations of the denoiser")
@@ -121,7 +121,9 @@ def plot(result: dict[str, Any]) -> bytes:
         panels[row * columns].set_ylabel("error per dimension")
     for axes in panels[len(titles) :]:
         axes.set_visible(False)
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4, frameon=False)
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside upper center", ncols=2 * min(columns, 2), frameon=False
+    )
     stream = io.BytesIO()
     figure.savefig(stream, format="png")
     return stream.getvalue()
@@ -153,7 +155,8 @@ def page(result: dict[str, Any], picture: bytes) -> str:
     body.append(
         '<p class="note">Exact denoisers, the same starting noise for all libraries, sigma from 80 to 0.002 and then '
         "to 0; every evaluation is counted. The error of a seed is the root mean square distance per dimension to the "
-        "float64 solution of the ODE. In every cell each side shows its best solver and grid, chosen with hindsight. "
+        "float64 solution of the ODE. Peers are k-diffusion, diffusers "
+        "and azula; in every cell each side shows its best solver and grid, chosen with hindsight. "
         "The mean is dominated by the seeds that end on another mode of the distribution.</p>"
     )
     body += list(_winners(errors, result["targets"]))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import diffax as dx
-from experiments.bench import common, ours, peers, report, speed, targets
+from experiments.bench import common, libraries, ours, peers, report, speed, targets
 
 TURNED = targets.load("gaussians")
 COMMON = targets.load("curve")
@@ -205,13 +205,13 @@ def test_peers_are_counted_and_take_the_grid():
         return x
 
     x, grid = np.ones((1, 2)).view(Tensor), common.karras
-    honest = peers.Peer("x/honest", two_calls_a_step, lambda nfe: nfe // 2, True)
+    honest = libraries.Peer("x/honest", two_calls_a_step, lambda nfe: nfe // 2, True)
     np.testing.assert_array_equal(peers.measure(honest, lambda x, s: x, x, grid, 4), 4 * np.ones((1, 2)))
     assert seen == grid(2)[:-1].tolist()
     denoised = honest._replace(steps=lambda nfe: (nfe + 1) // 2, to_zero=False)
     np.testing.assert_array_equal(peers.measure(denoised, lambda x, s: x, x, grid, 3), 2 * np.ones((1, 2)))
     with pytest.raises(RuntimeError, match="8 evaluations"):
-        peers.measure(honest._replace(steps=peers.one), lambda x, s: x, x, grid, 4)
+        peers.measure(honest._replace(steps=libraries.one), lambda x, s: x, x, grid, 4)
 
 
 def test_timing_compares_with_the_bare_loop():
@@ -292,5 +292,5 @@ def test_peers_of_other_seeds_are_refused(tmp_path):
 def test_peers_run():
     torch = pytest.importorskip("torch")
     denoise, x = TURNED.torch_denoiser(), torch.as_tensor(TURNED.start()[:4])
-    for peer in peers.peers():
+    for peer in libraries.peers():
         assert np.isfinite(peers.measure(peer, denoise, x, common.karras, 8)).all(), peer.name
