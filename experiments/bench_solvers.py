@@ -3,15 +3,17 @@
     python -m experiments.bench_solvers --out bench/                            # diffax alone
     python -m experiments.bench_solvers --out bench/ --peers bench/peers.json   # beside others, after make bench-peers
 
-writes solvers.json, solvers.png and solvers.html. Targets, references and errors are described in
-`experiments/bench/targets.py`, diffax's solvers and grids are listed in `experiments/bench/ours.py`, those of
-k-diffusion, diffusers and azula, which run in an environment of their own, in `experiments/bench/libraries.py`.
-The references take about ten minutes to compute, once. In a notebook:
+writes solvers.json, solvers.png and solvers.html; cells/ keeps what is measured, so a run that was stopped goes on
+where it was (remove it to measure anew). With --auto and --fit grids and coefficients are found for each target.
+Targets, references and errors are described in `experiments/bench/targets.py`, diffax's solvers and grids are listed in
+`experiments/bench/ours.py`, those of k-diffusion, diffusers and azula, which run in an environment of their own, in
+`experiments/bench/libraries.py`. The references take about ten minutes to compute, once. In a notebook:
 
     from experiments.bench_solvers import measure
     errors = measure("digits", [10, 20])     # {nfe: {"solver/grid": {"mean": ..., "median": ...}}}
 """
 
+import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -36,17 +38,22 @@ PEERS = flags.DEFINE_string("peers", None, "What experiments.bench.peers wrote."
 PROBLEMS = flags.DEFINE_string(
     "problems", None, "Write the targets to this folder, for experiments.bench.peers; no more."
 )
+AUTO = flags.DEFINE_bool("auto", False, "Also find an automatic grid for each target and NFE.")
+FIT = flags.DEFINE_list("fit", [], "NFE for which to fit grids and solvers to each target, such as --fit=6,10,20.")
 SPEED = flags.DEFINE_integer("speed", 0, "Rounds of timing the loop; 0 for none. Wants an idle machine.")
 
 
 def measure(name: str, nfe: Iterable[int], progress: Callable = iter) -> dict[str, dict[str, dict[str, float]]]:
     """Errors of all of diffax's solvers on all grids, on a target of `experiments.bench.targets`."""
     target = targets.load(name)
-    return ours.errors(target, target.end(), nfe, progress)
+    end = target.end()
+    return {str(n): ours.errors(target, end, n) for n in progress(list(nfe))}
 
 
 def main() -> None:
-    budgets = _budgets(NFE.value)
+    budgets = _budgets("nfe", NFE.value)
+    fit = _budgets("fit", FIT.value) if FIT.value else []
+    fits = {name: (budgets if AUTO.value else []) if name == "default/auto" else fit for name in ours.FITTED}
     for name, value, least in (("seeds", SEEDS.value, 1), ("samples", SAMPLES.value, 0), ("speed", SPEED.value, 0)):
         if value is not None and value < least:
             raise ValueError(f"--{name} = {value}: must be at least {least}")
@@ -67,17 +74,30 @@ def main() -> None:
 
     result: dict[str, Any] = {"targets": {target.name: target.title for target in chosen}}
     result["seeds"] = {target.name: target.seeds for target in chosen}
-    errors: dict[str, Any] = {"diffax": {}}
-    for target in chosen:
-        errors["diffax"][target.name] = ours.errors(target, ends[target.name], budgets, _bar(target.name))
+    kept = functools.partial(_kept, out / "cells")
+    errors: dict[str, Any] = {"diffax": {}, "fitted": {}}
+    for t in chosen:
+        count, end = t.seeds, ends[t.name]
+        errors["diffax"][t.name] = {
+            str(n): kept(f"{t.name}-{count}-{n}", ours.errors, t, end, n) for n in _bar(t.name)(budgets)
+        }
+        found: dict[str, Any] = {}
+        for name, nfe in _bar(f"{t.name}: fit")([(name, n) for name, budget in fits.items() for n in budget]):
+            cell = kept(f"{t.name}-{count}-{nfe}-{name}", ours.fitted, t, end, nfe, name)
+            found.setdefault(str(nfe), {}).update(cell)
+        errors["fitted"][t.name] = found
     if peers is not None:
         errors["peers"] = {name: table for name, table in peers["errors"].items() if name in result["targets"]}
         result["peers_versions"], result["peers_failures"] = peers.get("versions", {}), peers.get("failures", {})
     result["errors"] = errors
     if SAMPLES.value:
-        exact = [target for target in chosen if target.mixture is not None]
         result["wasserstein"] = {
-            t.name: ours.wasserstein(t, SAMPLES.value, budgets, _bar(f"{t.name}: samples")) for t in exact
+            t.name: {
+                str(n): kept(f"{t.name}-{SAMPLES.value}-samples-{n}", ours.wasserstein, t, SAMPLES.value, n)
+                for n in _bar(f"{t.name}: samples")(budgets)
+            }
+            for t in chosen
+            if t.mixture is not None
         }
     if SPEED.value:
         result["speed"] = {"diffax": ours.timings(SPEED.value)} | (
@@ -92,9 +112,18 @@ def main() -> None:
     print(f"{out / 'solvers.json'}, {out / 'solvers.png'}, {out / 'solvers.html'}")
 
 
-def _budgets(values: list[str]) -> list[int]:
+def _kept(folder: Path, name: str, compute: Callable, *arguments: Any) -> Any:
+    """What compute(*arguments) gives, from the file of that name if an earlier run left it."""
+    path = folder / f"{name.replace('/', '-').replace(' ', '-')}.json"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, compute(*arguments))
+    return read_json(path)
+
+
+def _budgets(flag: str, values: list[str]) -> list[int]:
     if not values or not all(v.isdecimal() and 1 <= int(v) <= 1000 for v in values):
-        raise ValueError(f"--nfe = {','.join(values)}: must be integers from 1 to 1000, such as --nfe=5,10,20")
+        raise ValueError(f"--{flag} = {','.join(values)}: must be integers from 1 to 1000, such as --{flag}=5,10,20")
     return sorted({int(v) for v in values})
 
 

@@ -63,7 +63,7 @@ def fit(
       denoise: the model; it is differentiated.
       x: pilots [pilots, ...], noise at sigma_max: sigma_max * normal. 64 do; more hold better on other noise.
       n: number of steps, >= 1, the last one to sigma = 0.
-      solver: a deterministic solver; None for the default one of `dx.sample`.
+      solver: a deterministic solver on fixed steps; None for the default one of `dx.sample`.
       start: the grid to begin from [n + 1], `grids.plain(n, sigma_max)` by default.
       sigma_max: the first sigma.
       iterations: steps of Adam.
@@ -90,15 +90,15 @@ def fit(
 def auto(
     denoise: Denoiser, x: ArrayLike, n: int, *, solver: Solver | None = None, sigma_max: float = 80.0
 ) -> np.ndarray:
-    """A good n-step grid from at most 32 pilots, with nothing to choose: `fit` at a small budget.
+    """A good n-step grid from at most 64 pilots, with nothing to choose: `fit` at a small budget.
 
-    Args: as `fit`; of x [pilots, ...] the first 32 are used. Cost: pilots x (128 + 160 n) evaluations, that is what
-      about 5,000 + 4,000 / n samples cost.
+    Args: as `fit`; of x [pilots, ...] the first 64 are used. Cost: pilots x (128 + 160 n) evaluations, which are what
+      10,240 + 8,192 / n samples of n steps cost: to be paid once a model and n, and kept.
 
     Returns: sigmas [n + 1].
     """
     return fit(
-        denoise, jnp.asarray(x)[:32], n, solver=solver, sigma_max=sigma_max, iterations=40, rate=0.1, reference=128
+        denoise, jnp.asarray(x)[:64], n, solver=solver, sigma_max=sigma_max, iterations=40, rate=0.1, reference=128
     )
 
 
@@ -111,42 +111,74 @@ def fit_solver(
     start: ArrayLike | None = None,
     sigma_max: float = 80.0,
     iterations: int = 400,
-    rate: float = 0.03,
+    rate: float = 0.05,
     reference: int = 256,
     report: Report | None = None,
 ) -> Fitted:
-    """The n-step grid together with the coefficients of a linear multistep solver, fitted jointly.
+    """The n-step grid together with the coefficients of a linear multistep solver.
 
-    Free are, for each step: its length, the level at which the denoiser is asked (apart from that of the grid), how
-    much of the state is kept and the weight of each remembered value. It begins as `solver`, of one evaluation a step.
+    The grid is fitted first, in half of the iterations; then jointly, for each step, its length, the level at which the
+    denoiser is asked (apart from that of the grid), how much of the state is kept and the weight of each remembered
+    value, at a tenth of the rate. It begins as `solver`, which must be of one evaluation a step: by default
+    `dx.solvers.default` for the standard deviation that the pilots end with.
 
     Args, errors: as `fit`.
 
     Returns: `Fitted(sigmas, solver)`; `dx.solvers.save_learned` writes it to JSON.
     """
-    solver = default() if solver is None else solver
-    problem = _problem(denoise, x, n, solver, start, sigma_max, iterations, reference)
-    table = solver.rows(problem.start, True)
-    if len(table.sigma) != n or table.before is not None or solver.stochastic:
+    base = default() if solver is None else solver
+    problem = _problem(denoise, x, n, base, start, sigma_max, iterations, reference)
+    if solver is None:  # for data of their scale
+        base = default(float(jnp.std(problem.end)))
+    table = base.rows(problem.start, True)
+    if len(table.sigma) != n or table.before is not None:
         raise ValueError(
-            f"solver makes {len(table.sigma)} evaluations in {n} steps: must be deterministic with one each"
+            f"solver makes {len(table.sigma)} evaluations in {n} steps: must be one that makes one in each"
         )
 
     def build(params: Any) -> tuple[Array, Solver]:
         sigmas = _grid(sigma_max, params["gaps"])
-        rows: Rows = solver.rows(sigmas, True)
-        # What is not used stays so: values from before the start.
-        scale = jnp.maximum(jnp.abs(rows.point), jnp.abs(rows.point[:, 1:2])) * (table.point != 0)
-        point = rows.point + scale * params["point"]
+        rows: Rows = base.rows(sigmas, True)
+
+        def free(field: Array, change: Array, used: Any) -> Array:
+            """In proportion to the weight of the newest value; what is not used, from before the start, stays so."""
+            return field + jnp.abs(field[:, 1:2]) * change * (used != 0)
+
+        point = free(rows.point, params["point"], table.point)
+        state = point if rows.state is rows.point else free(rows.state, params["state"], table.state)
         return sigmas, learned(
-            sigmas, rows._replace(sigma=rows.sigma * jnp.exp(params["level"]), point=point, state=point)
+            sigmas, rows._replace(sigma=rows.sigma * jnp.exp(params["level"]), point=point, state=state)
         )
 
-    params = {"gaps": _gaps(problem.start), "point": jnp.zeros(table.point.shape), "level": jnp.zeros(n)}
-    params = _minimise(problem, denoise, build, params, iterations, rate, report)
-    sigmas, found = build(params)
-    rows = jax.tree.map(lambda c: np.asarray(c, np.float64), found.rows(sigmas, True)._replace(ends=None))
-    return Fitted(np.asarray(sigmas, np.float64), learned(sigmas, rows))
+    first = iterations // 2 if n > 1 else 0
+    sigmas = (
+        fit(
+            denoise,
+            x,
+            n,
+            solver=base,
+            start=problem.start,
+            sigma_max=sigma_max,
+            iterations=first,
+            rate=rate,
+            reference=reference,
+            report=report,
+        )
+        if first
+        else problem.start
+    )
+    zeros = {name: jnp.zeros(np.shape(getattr(table, name))) for name in ("point", "state")}
+    params = {"gaps": _gaps(sigmas), "level": jnp.zeros(n), **zeros}
+
+    def late(i: int, loss: float) -> None:
+        if report is not None:
+            report(first + i, loss)
+
+    params = _minimise(problem, denoise, build, params, iterations - first, rate / 10, late)
+    found, changed = build(params)
+    rows = jax.tree.map(lambda c: np.asarray(c, np.float64), changed.rows(found, True)._replace(ends=None))
+    sigmas = np.asarray(found, np.float64)
+    return Fitted(sigmas, learned(sigmas, rows))
 
 
 # ---- parts ----------------------------------------------------------------------------------------------------------
@@ -234,10 +266,12 @@ def _minimise(
 
         return jax.tree.map(move, params, mean, var), mean, var, best, jnp.where(better, value, best_loss)
 
+    # Arrays of the dtype that they keep, so that the step is compiled once.
+    params = jax.tree.map(lambda p: jnp.asarray(p, problem.x.dtype), params)
     zeros = jax.tree.map(jnp.zeros_like, params)
-    state = params, zeros, zeros, params, jnp.inf
+    state = params, zeros, zeros, params, jnp.asarray(jnp.inf, problem.x.dtype)
     for i in range(iterations):
-        state = step(jnp.float32(i), state)
+        state = step(jnp.asarray(i, problem.x.dtype), state)
         if report is not None:
             report(i + 1, float(state[-1]))
     return state[3]

@@ -7,6 +7,7 @@ with parameters, `combinators` makes schedules from schedules, and `grid` uses o
 from diffax.schedules.combinators import (
     Curriculum,
     anneal,
+    beta,
     interpolate,
     mix,
     power,
@@ -42,6 +43,7 @@ __all__ = [
     "Schedule",
     "align_your_steps",
     "anneal",
+    "beta",
     "cauchy",
     "cosine",
     "cosine_scaled",

@@ -8,13 +8,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.scipy.special import betainc, betaln
 from jax.typing import ArrayLike
 
 from diffax import _check
 from diffax._array import Scalar, at_least_float32, clip
 from diffax.schedules.schedule import Schedule, density_of, from_quantile, from_tails
 
-__all__ = ["Curriculum", "anneal", "interpolate", "mix", "power", "scale", "shift", "truncate", "zero_terminal_snr"]
+__all__ = [
+    "Curriculum",
+    "anneal",
+    "beta",
+    "interpolate",
+    "mix",
+    "power",
+    "scale",
+    "shift",
+    "truncate",
+    "zero_terminal_snr",
+]
 
 
 def shift(schedule: Schedule, by: Scalar) -> Schedule:
@@ -122,6 +134,41 @@ def mix(schedules: Sequence[Schedule], weights: ArrayLike | None = None) -> Sche
         return functools.reduce(jnp.minimum, each), functools.reduce(jnp.maximum, each)
 
     return from_tails(tails, bracket, density)
+
+
+def beta(schedule: Schedule, a: Scalar = 0.6, b: Scalar = 0.6) -> Schedule:
+    """`schedule` at Beta(a, b) quantiles of u: for a, b < 1 more of both ends, for a, b > 1 more of the middle.
+
+    Grids of the beta schedule of Lee et al. 2024 (arXiv:2407.12173), who take 0.6 and 0.6 in the time of the model, as
+    in beta(linear_betas()). The quantile is found by bisection. Raises ValueError unless a > 0 and b > 0.
+    """
+    _check.positive("a", a)
+    _check.positive("b", b)
+
+    def law(logit: Array) -> tuple[Array, Array]:
+        """The Beta distribution of sigmoid(-logit): both tails without 1 - u."""
+        below, above = jax.nn.sigmoid(-logit), jax.nn.sigmoid(logit)
+        return betainc(a, b, below), betainc(b, a, above)
+
+    logits = from_tails(law, lambda u, v: (jnp.full_like(u, -80), jnp.full_like(u, 80)))
+
+    def quantile(u: Array, v: Array) -> Array:
+        logit = logits.quantile(u, v)
+        low, high = jax.nn.sigmoid(-logit), jax.nn.sigmoid(logit)
+        clean, noisy = u <= 0, v <= 0  # the ends are those of the schedule
+        return schedule.quantile(
+            jnp.where(clean, 0, jnp.where(noisy, 1, low)), jnp.where(clean, 1, jnp.where(noisy, 0, high))
+        )
+
+    def tails(lam: Array) -> tuple[Array, Array]:
+        u, v = schedule.tails(lam)
+        return betainc(a, b, u), betainc(b, a, v)
+
+    def density(lam: Array) -> Array:
+        u, v = (jnp.maximum(tail, jnp.finfo(lam.dtype).tiny) for tail in schedule.tails(lam))
+        return schedule.density(lam) * jnp.exp((a - 1) * jnp.log(u) + (b - 1) * jnp.log(v) - betaln(a, b))
+
+    return Schedule(quantile, tails, density)
 
 
 def interpolate(a: Schedule, b: Schedule, weight: Scalar) -> Schedule:

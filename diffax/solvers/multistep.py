@@ -60,13 +60,14 @@ def adams_bashforth(order: int = 3, space: str = "v", bootstrap: bool = True, si
     return _adams(order, chosen, times[space], bootstrap)
 
 
-def default() -> Solver:
-    """The solver of `dx.sample`: Adams-Bashforth of order 4 in flow space, for data of order one; n evaluations.
+def default(sigma_data: float = 1.0) -> Solver:
+    """The solver of `dx.sample`: Adams-Bashforth of order 4 in flow space, n evaluations, started by lower orders.
 
     Flow space bends least where data are decided, and its step to sigma = 0 extrapolates like the others, so that no
     evaluations go to levels lower than the data have. `experiments.bench_solvers` compares it with all others.
+    sigma_data is the scale of the data, about their standard deviation; the time of the flow takes twice that.
     """
-    return adams_bashforth(4, "flow", bootstrap=False, sigma_data=2.0)
+    return adams_bashforth(4, "flow", bootstrap=False, sigma_data=2 * sigma_data)
 
 
 def lms(order: int = 4, bootstrap: bool = False) -> Solver:

@@ -6,7 +6,7 @@ as the other libraries have it, the denoiser exact to float64.
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,10 +19,22 @@ from diffax.solvers import Solver
 from experiments.bench import common, speed
 from experiments.bench.targets import SIGMA_MAX, SIGMA_MIN, Target
 
-__all__ = ["CHOSEN", "GRIDS", "SDE_SOLVERS", "SOLVERS", "errors", "sampler", "steps", "timings", "wasserstein"]
+__all__ = [
+    "FITTED",
+    "GRIDS",
+    "SDE_SOLVERS",
+    "SOLVERS",
+    "errors",
+    "fitted",
+    "sampler",
+    "steps",
+    "timings",
+    "wasserstein",
+]
 
 s = dx.solvers
 SOLVERS: dict[str, Solver] = {
+    "default": s.default(),
     "euler": s.euler(),
     "heun": s.heun(),
     "dpm2": s.dpm2(),
@@ -72,7 +84,7 @@ SDE_SOLVERS: dict[str, Solver] = {
 """Solvers that draw noise: judged by the distribution that they give."""
 
 
-TIMED = ("euler", "heun", "dpmpp_2m", "dpmpp_3m", "unipc(3)", "exponential_ab(3, eps)")
+TIMED = ("default", "euler", "heun", "dpmpp_2m", "dpmpp_3m", "unipc(3)", "exponential_ab(3, eps)")
 """Solvers whose loop is timed."""
 
 
@@ -104,10 +116,24 @@ GRIDS: dict[str, Callable[[int], np.ndarray]] = {
 }
 """n -> [n + 1] sigmas that end at 0: the four that all libraries are given, and some of `dx.schedules`."""
 
+GRIDS["plain"] = dx.grids.plain
+
+
+def _fitted_grid(denoise: Callable, pilots: Array, n: int) -> tuple[Any, Solver]:
+    """For the default solver at the scale of the data, as the pilots end."""
+    ends = dx.sample(denoise, pilots, dx.grids.plain(100))
+    solver = s.default(float(jnp.std(ends)))
+    return dx.grids.fit(denoise, pilots, n, solver=solver), solver
+
+
 Choice = Callable[[Callable, Array, int], tuple[Any, Solver]]
-CHOSEN: dict[str, Choice] = {}
-"""name -> (denoise, pilot starts [64, ...] at SIGMA_MAX, NFE) -> (sigmas, solver): what makes a grid for a model, or a
-solver, or both. This is the place for `dx.grids.fit` and `dx.grids.auto`."""
+FITTED: dict[str, tuple[int, Choice]] = {
+    "default/auto": (64, lambda denoise, x, n: (dx.grids.auto(denoise, x, n), s.default())),
+    "fitted grid": (256, _fitted_grid),
+    "fitted solver": (256, lambda denoise, x, n: dx.grids.fit_solver(denoise, x, n)),
+}
+"""name -> (pilots, (denoise, pilots [count, ...] at SIGMA_MAX, NFE) -> (sigmas, solver)): found for a model and an NFE,
+on other noise than that of the errors."""
 
 
 def steps(solver: Solver, nfe: int) -> int | None:
@@ -133,24 +159,28 @@ def sampler(denoise: Callable) -> Callable[..., np.ndarray]:
     return run
 
 
-def errors(
-    target: Target, end: np.ndarray, budgets: Iterable[int], progress: Callable = iter
-) -> dict[str, dict[str, dict[str, float]]]:
-    """{nfe: {"solver/grid": {"mean", "median"}}} of all solvers on all grids, and of what is CHOSEN."""
-    table: dict[str, dict[str, dict[str, float]]] = {str(nfe): {} for nfe in budgets}
+def errors(target: Target, end: np.ndarray, nfe: int) -> dict[str, dict[str, float]]:
+    """{"solver/grid": {"mean", "median"}} of all solvers on all grids."""
+    row: dict[str, dict[str, float]] = {}
     with jax.enable_x64(True):
-        denoise, x = target.denoiser(), target.start()
-        run = sampler(denoise)
-        for nfe in progress(table):
-            for name, solver in SOLVERS.items():
-                for grid, sigmas in GRIDS.items():
-                    n = steps(solver, int(nfe))
-                    if n is not None:
-                        _note(table[nfe], f"{name}/{grid}", run(solver, sigmas(n), x), end)
-            for name, choose in CHOSEN.items():
-                sigmas, solver = choose(denoise, jnp.asarray(target.pilot()), int(nfe))
-                _note(table[nfe], name, run(solver, sigmas, x), end)
-    return table
+        x = target.start()
+        run = sampler(target.denoiser())
+        for name, solver in SOLVERS.items():
+            for grid, sigmas in GRIDS.items():
+                if (n := steps(solver, nfe)) is not None:
+                    _note(row, f"{name}/{grid}", run(solver, sigmas(n), x), end)
+    return row
+
+
+def fitted(target: Target, end: np.ndarray, nfe: int, name: str) -> dict[str, dict[str, float]]:
+    """The same of one that is FITTED, in float32 on a network, in float64 on an exact target."""
+    row: dict[str, dict[str, float]] = {}
+    pilots, find = FITTED[name]
+    with jax.enable_x64(target.mixture is not None):
+        denoise = target.denoiser()
+        sigmas, solver = find(denoise, jnp.asarray(target.pilot(min(pilots, target.seeds))), nfe)
+        _note(row, name, sampler(denoise)(solver, sigmas, target.start()), end)
+    return row
 
 
 def _note(row: dict, name: str, found: np.ndarray, end: np.ndarray) -> None:
@@ -158,25 +188,21 @@ def _note(row: dict, name: str, found: np.ndarray, end: np.ndarray) -> None:
         row[name] = common.errors(found, end)
 
 
-def wasserstein(
-    target: Target, samples: int, budgets: Iterable[int], progress: Callable = iter
-) -> dict[str, dict[str, float]]:
-    """{nfe: {"solver/grid": distance}} of stochastic solvers, of Heun and UniPC beside them, and of exact samples."""
+def wasserstein(target: Target, samples: int, nfe: int) -> dict[str, float]:
+    """{"solver/grid": distance} of stochastic solvers, of Heun and UniPC beside them, and of exact samples."""
     exact = target.exact_samples(samples, seed=1)
-    floor = common.sliced_wasserstein(target.exact_samples(samples, seed=2), exact)
-    table: dict[str, dict[str, float]] = {str(nfe): {"exact samples": floor} for nfe in budgets}
+    row = {"exact samples": common.sliced_wasserstein(target.exact_samples(samples, seed=2), exact)}
     x = target._replace(seeds=samples).start()
     beside = {name: SOLVERS[name] for name in ("heun", "unipc(3)")}
     with jax.enable_x64(True):
         run = sampler(target.denoiser())
-        for nfe in progress(table):
-            for name, solver in (SDE_SOLVERS | beside).items():
-                for grid in ("karras", "exp"):
-                    if (n := steps(solver, int(nfe))) is not None:
-                        found = run(solver, GRIDS[grid](n), x)
-                        if np.isfinite(found).all():
-                            table[nfe][f"{name}/{grid}"] = common.sliced_wasserstein(found, exact)
-    return table
+        for name, solver in (SDE_SOLVERS | beside).items():
+            for grid in ("karras", "exp"):
+                if (n := steps(solver, nfe)) is not None:
+                    found = run(solver, GRIDS[grid](n), x)
+                    if np.isfinite(found).all():
+                        row[f"{name}/{grid}"] = common.sliced_wasserstein(found, exact)
+    return row
 
 
 def timings(rounds: int, progress: Callable = iter) -> dict[str, dict[str, dict[str, float]]]:

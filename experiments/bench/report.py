@@ -12,9 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Cell", "cells", "fixed_choices", "page", "plot", "summary"]
+__all__ = ["Cell", "cells", "fixed_choices", "found_for_the_model", "page", "plot", "summary"]
 
 Errors = dict[str, dict[str, dict[str, dict[str, float]]]]
+DEFAULT = "default/plain"
+"""What `dx.sample` does when nothing is asked of it."""
+
 OURS, THEIRS, INK, FAINT = "#0b7a75", "#c8553d", "#222222", "#d9d9d9"
 
 
@@ -73,7 +76,23 @@ def summary(errors: dict[str, Errors]) -> list[str]:
             name, value = fixed[0]
             against = "best peer" if "peers" in errors else "best"
             lines.append(f"The best single choice of {who} is {name}: {value:.2f} times the {against} of every cell.")
+    for name, found in found_for_the_model(errors).items():
+        size = np.exp(np.mean(np.log(list(found.values()))))
+        few = [r for (_, nfe), r in found.items() if 6 <= nfe <= 20]
+        half = f"; at most half of it in {sum(r <= 0.5 for r in few)} of {len(few)} cells of 6 to 20 evaluations"
+        lines.append(f"{name}: {size:.2f} times the best of {len(found)} cells{half if few else ''}.")
     return lines
+
+
+def found_for_the_model(errors: dict[str, Errors], kind: str = "mean") -> dict[str, dict[tuple[str, int], float]]:
+    """{choice: {(target, nfe): its error over the best peer's}}: of the default choice, and of all that was fitted."""
+    yardstick = {(c.target, c.nfe): (c.theirs or c.ours)[1] for c in cells(errors, kind)}
+    ratios: dict[str, dict[tuple[str, int], float]] = {}
+    for (target, nfe), best in yardstick.items():
+        fixed, fitted = (errors.get(side, {}).get(target, {}).get(str(nfe), {}) for side in ("diffax", "fitted"))
+        for name, error in (({DEFAULT: fixed[DEFAULT]} if DEFAULT in fixed else {}) | fitted).items():
+            ratios.setdefault(name, {})[target, nfe] = error[kind] / best
+    return ratios
 
 
 def _verdict(ratio: float) -> str:
@@ -160,6 +179,7 @@ def page(result: dict[str, Any], picture: bytes) -> str:
         "The mean is dominated by the seeds that end on another mode of the distribution.</p>"
     )
     body += list(_winners(errors, result["targets"]))
+    body += list(_fitted(errors, result["targets"]))
     body += list(_fixed(errors))
     if result.get("wasserstein"):
         body += list(_distances(result["wasserstein"], result["targets"]))
@@ -198,7 +218,34 @@ def _other(cell: Cell, how: bool) -> list[str]:
 def _ratio(cell: Cell) -> str:
     if cell.ratio is None:
         return "<td></td>"
-    return f'<td class="number {_verdict(cell.ratio)}">{cell.ratio:.2f}</td>'
+    return _verdict_cell(cell.ratio)
+
+
+def _verdict_cell(ratio: float) -> str:
+    return f'<td class="number {_verdict(ratio)}">{ratio:.2f}</td>'
+
+
+def _fitted(errors: dict[str, Errors], titles: dict[str, str]) -> Iterator[str]:
+    by_mean, by_median = (found_for_the_model(errors, kind) for kind in ("mean", "median"))
+    if not by_mean:
+        return
+    yield "<h2>The default, and what is found for a model</h2>"
+    yield (
+        '<p class="note">Error over that of the best peer in each cell, mean and median. default/plain knows nothing '
+        "of the target; default/auto is a grid from 64 pilots; a fitted grid and a fitted solver (grid and "
+        "coefficients) come from 256 pilots, or as many as the target has seeds. Errors are on other noise.</p>"
+    )
+    for target, title in titles.items():
+        budgets = sorted({nfe for ratios in by_mean.values() for name, nfe in ratios if name == target})
+        rows = []
+        for choice in by_mean:
+            for kind, table in (("mean", by_mean), ("median", by_median)):
+                values = [table[choice].get((target, nfe)) for nfe in budgets]
+                rows.append(
+                    [_how(f"{choice}, {kind}"), *("<td></td>" if v is None else _verdict_cell(v) for v in values)]
+                )
+        yield f"<h3>{_text(title)}</h3>"
+        yield _table(["NFE", *map(str, budgets)], rows, numbers=set(range(1, len(budgets) + 1)))
 
 
 def _fixed(errors: dict[str, Errors]) -> Iterator[str]:

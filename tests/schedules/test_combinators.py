@@ -96,6 +96,18 @@ def test_anneal_goes_from_one_to_the_other_with_the_step():
         np.testing.assert_allclose(at(late), b(U), atol=1e-5)
 
 
+@pytest.mark.parametrize(("a", "b"), [(0.6, 0.6), (2.0, 5.0), (1.0, 1.0)])
+def test_beta_is_the_base_at_beta_quantiles(a, b):
+    base, law = S.karras(), scipy.stats.beta(a, b)
+    u = np.linspace(0, 1, 21)
+    np.testing.assert_allclose(S.beta(base, a, b)(u), base(np.float32(law.ppf(u))), rtol=1e-5, atol=2e-4)
+    lam = base(U)
+    np.testing.assert_allclose(S.beta(base, a, b).inverse(lam), law.cdf(np.float64(base.inverse(lam))), atol=2e-6)
+    inner = U[(U > 0.01) & (U < 0.99)]
+    expected = np.float64(base.density(base(inner))) * law.pdf(np.float64(inner))
+    np.testing.assert_allclose(S.beta(base, a, b).density(base(inner)), expected, rtol=2e-3)
+
+
 def test_power_moves_mass_to_the_clean_end():
     base = S.karras()
     np.testing.assert_allclose(S.power(base, 4.0)(U), base(U**4), rtol=1e-5, atol=1e-5)
@@ -153,6 +165,7 @@ def test_random_compositions_are_monotone_and_inverted(names, family, by, factor
         (lambda: S.shift(S.flow(), np.inf), "by = inf"),
         (lambda: S.scale(S.flow(), 0), "by = 0"),
         (lambda: S.power(S.flow(), -1), "exponent = -1"),
+        (lambda: S.beta(S.flow(), a=0), "a = 0"),
         (lambda: S.mix([]), "schedules = []"),
         (lambda: S.mix([S.flow()], [1.0, 2.0]), "weights has shape (2,): must have one entry"),
         (lambda: S.mix([S.flow(), S.edm()], [1.0, -2.0]), "weights = [1.0, -2.0]"),

@@ -1,0 +1,126 @@
+"""Grids and coefficients found by gradient: against a grid known to be the best, and on noise not fitted to."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import diffax as dx
+
+MIXTURE = dx.gaussian_mixture([[-1.0, 0.5], [0.3, -0.8], [1.2, 1.0]], 0.1)
+
+
+def noise(seed, count=128):
+    return 80 * jax.random.normal(jax.random.key(seed), (count, 2))
+
+
+def exact(x):
+    return dx.sample(MIXTURE, x, dx.schedules.sigmas(dx.schedules.karras(), 400), solver=dx.solvers.exponential_ab(4))
+
+
+def error(x, sigmas, solver=None):
+    end = dx.sample(MIXTURE, x, sigmas, solver=solver)
+    return float(jnp.mean(jnp.sqrt(jnp.mean((end - exact(x)) ** 2, axis=1))))
+
+
+@pytest.mark.parametrize("n", [3, 6])
+def test_the_best_grid_of_euler_for_gaussian_data(n):
+    """Each step of Euler multiplies the standard deviation by the cosine of its angle atan(sigma / c), so equal angles
+    lose least (Sabour et al. 2024, theorem 3.1): sigma_i = c tan((1 - i / n) atan(80 / c))."""
+    c = 2.0
+    x = 80 * jax.random.normal(jax.random.key(0), (32, 3))
+    got = dx.grids.fit(lambda x, s: x * c**2 / (c**2 + s**2), x, n, solver=dx.solvers.euler(), iterations=300)
+    np.testing.assert_allclose(got, c * np.tan((1 - np.arange(n + 1) / n) * np.arctan(80 / c)), rtol=0.02, atol=1e-6)
+
+
+@pytest.mark.parametrize("solver", [None, dx.solvers.unipc(3), dx.solvers.heun()])
+def test_a_fitted_grid_is_better_on_other_noise(solver):
+    found = dx.grids.fit(MIXTURE, noise(0), 6, solver=solver, iterations=60)
+    assert found.shape == (7,) and found[0] == 80 and found[-1] == 0 and (np.diff(found) < 0).all()
+    plain = dx.grids.plain(6)
+    assert error(noise(0), found, solver) < error(noise(0), plain, solver)
+    assert error(noise(1), found, solver) < 0.75 * error(noise(1), plain, solver)
+
+
+def test_auto_is_better_than_plain():
+    for n in (5, 10):
+        assert error(noise(1), dx.grids.auto(MIXTURE, noise(0), n)) < 0.8 * error(noise(1), dx.grids.plain(n))
+
+
+def test_a_fitted_solver_is_better_than_a_fitted_grid_and_survives_a_file(tmp_path):
+    grid = dx.grids.fit(MIXTURE, noise(0), 5, iterations=100)
+    fitted = dx.grids.fit_solver(MIXTURE, noise(0), 5, iterations=200)
+    learned = error(noise(1), fitted.sigmas, fitted.solver)
+    assert learned < 0.7 * error(noise(1), grid)
+    assert fitted.solver.nfe(5) == 5
+    dx.solvers.save_learned(tmp_path / "steps.json", *fitted)
+    sigmas, solver = dx.solvers.load_learned(tmp_path / "steps.json")
+    assert error(noise(1), sigmas, solver) == pytest.approx(learned, rel=1e-6)
+    np.testing.assert_array_equal(sigmas, fitted.sigmas)
+    assert [p.name for p in tmp_path.iterdir()] == ["steps.json"]
+    with pytest.raises(ValueError, match="fitted for n = 5"):
+        dx.sample(MIXTURE, noise(1), dx.grids.plain(6), solver=solver)
+    with pytest.raises(ValueError, match="fitted for sigmas"):
+        dx.sample(MIXTURE, noise(1), dx.grids.plain(5), solver=solver)
+
+
+@pytest.mark.parametrize("damage", ["not json", "{}", "point", "nan", "format"])
+def test_a_damaged_file_is_told(tmp_path, damage):
+    path = tmp_path / "steps.json"
+    sigmas = dx.grids.plain(3)
+    dx.solvers.save_learned(path, sigmas, dx.solvers.default())
+    content = json.loads(path.read_text())
+    if damage == "point":
+        content["point"] = content["point"][:-1]
+    elif damage == "nan":
+        content["state"][0][0] = float("nan")
+    elif damage == "format":
+        content["format"] = "another"
+    path.write_text(damage if damage in ("not json", "{}") else json.dumps(content))
+    with pytest.raises(ValueError, match=r"steps.json: is not a solver"):
+        dx.solvers.load_learned(path)
+
+
+def test_every_one_evaluation_solver_can_be_kept_as_numbers(tmp_path):
+    sigmas, x = dx.grids.plain(7), noise(2, 4)
+    for solver in (dx.solvers.unipc(3), dx.solvers.exponential_ab(3, "eps", bootstrap=False), dx.solvers.heun()):
+        dx.solvers.save_learned(tmp_path / "s.json", sigmas, solver)
+        again = dx.sample(MIXTURE, x, sigmas, solver=dx.solvers.load_learned(tmp_path / "s.json")[1])
+        np.testing.assert_array_equal(again, dx.sample(MIXTURE, x, sigmas, solver=solver))
+
+
+def test_one_step_has_nothing_to_fit():
+    assert dx.grids.fit(MIXTURE, noise(0, 4), 1).tolist() == [80, 0]
+
+
+def test_progress_is_reported():
+    seen = []
+    dx.grids.fit(MIXTURE, noise(0, 4), 3, iterations=5, report=lambda i, loss: seen.append((i, loss)))
+    assert [i for i, _ in seen] == [1, 2, 3, 4, 5]
+    losses = [loss for _, loss in seen]
+    assert losses == sorted(losses, reverse=True) and np.isfinite(losses).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"n": 0}, "n = 0"),
+        ({"iterations": 0}, "iterations = 0"),
+        ({"start": [80.0, 1.0, 0.0]}, "start ="),
+        ({"start": [70.0, 3.0, 1.0, 0.0]}, "start[0] = 70.0"),
+        ({"solver": dx.solvers.ancestral()}, "solver draws noise"),
+        ({"sigma_max": -1.0}, "sigma_max = -1.0"),
+        ({"denoise": lambda x, s: x * jnp.nan}, "NaN or infinity on the pilots"),
+    ],
+)
+def test_bad_input_is_named(change, words):
+    with pytest.raises(ValueError) as error:
+        dx.grids.fit(**{"denoise": MIXTURE, "x": noise(0, 4), "n": 3} | change)
+    assert words in str(error.value)
+
+
+def test_a_solver_of_several_evaluations_cannot_be_learned():
+    with pytest.raises(ValueError, match="must be one that makes one in each"):
+        dx.grids.fit_solver(MIXTURE, noise(0, 4), 3, solver=dx.solvers.heun())
