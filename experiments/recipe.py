@@ -118,18 +118,21 @@ def sampler(
 ) -> Callable[[Any, Array, Array, Array], Array]:
     """A compiled sampler(params, key, index, label) -> images [batch, height, width, channels] uint8.
 
-    Sample number i starts from noise of fold_in(key, i): index and label are [batch] int. Raises ValueError naming the
-    argument at fault.
+    Sample number i starts from noise of fold_in(key, i): index and label are [batch] int. grid is a schedule, or
+    "plain" for `dx.grids.plain`. Raises ValueError naming the argument at fault.
     """
     if steps < 1:
         raise ValueError(f"steps = {steps}: must be at least 1")
     if not math.isfinite(guidance):
         raise ValueError(f"guidance = {guidance}: must be finite")
-    schedule = build("grid", grid, dx.schedules)
-    try:
-        sigmas = dx.schedules.sigmas(schedule, steps)
-    except ValueError as error:
-        raise ValueError(f"grid = {grid!r}: {error}") from error
+    if grid.strip() == "plain":
+        sigmas = jnp.asarray(dx.grids.plain(steps), jnp.float32)
+    else:
+        schedule = build("grid", grid, dx.schedules)
+        try:
+            sigmas = dx.schedules.sigmas(schedule, steps)
+        except ValueError as error:
+            raise ValueError(f"grid = {grid!r}: {error}") from error
     method = build("solver", solver, dx.solvers)
 
     @jax.jit

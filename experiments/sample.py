@@ -1,6 +1,6 @@
 """Draws samples from a trained model and writes them as one picture.
 
-    python -m experiments.sample --workdir runs/digits --solver heun --steps 12 --n 64 --out grid.png
+    python -m experiments.sample --workdir runs/digits --solver dpmpp_2m --steps 12 --n 64 --out grid.png
     python -m experiments.sample --workdir runs/digits --label 3,8 --guidance 3 --out threes_and_eights.png
 
 The averaged parameters of the newest checkpoint are used. What is not given is taken from the config of the run. Image
@@ -23,9 +23,9 @@ from experiments.recipe import sampler
 WORKDIR = flags.DEFINE_string("workdir", None, "The directory of a training run.")
 OUT = flags.DEFINE_string("out", "samples.png", "The picture (.png) or arrays (.npz) to write.")
 N = flags.DEFINE_integer("n", 64, "Number of images.")
-SOLVER = flags.DEFINE_string("solver", None, "Solver: a name, or a call such as 'heun()'.")
+SOLVER = flags.DEFINE_string("solver", None, "Solver: a name, or a call such as 'unipc(order=3)'.")
 STEPS = flags.DEFINE_integer("steps", None, "Number of solver steps.")
-GRID = flags.DEFINE_string("grid", None, "Schedule of the sigmas, such as 'karras(0.002, 80)'.")
+GRID = flags.DEFINE_string("grid", None, "Schedule of the sigmas, such as 'karras(0.002, 80)', or 'plain'.")
 GUIDANCE = flags.DEFINE_float("guidance", None, "Scale of classifier-free guidance; 1 is none.")
 LABEL = flags.DEFINE_list("label", [], "Classes to draw, round and round (default: all of them).")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.")

@@ -15,6 +15,7 @@ import numpy as np
 from jax import Array
 
 import diffax as dx
+from diffax import models
 from diffax.solvers import Solver
 from experiments.bench import common, speed
 from experiments.bench.targets import SIGMA_MAX, SIGMA_MIN, Target
@@ -223,7 +224,24 @@ def timings(rounds: int, progress: Callable = iter) -> dict[str, dict[str, dict[
             levels = common.karras(steps(SOLVERS[name], speed.STEPS) or 1)
             run = functools.partial(dx.sample, denoise, sigmas=levels, solver=SOLVERS[name])
             found.setdefault(kind, {})[name] = speed.compare(_timed(run, x), _timed(bare, x), rounds)
+    found["U-Net, 28 x 28"] = {"default": _unet(rounds)}
     return found
+
+
+def _unet(rounds: int, n: int = 10) -> dict[str, float]:
+    """A whole sampler, compiled as one, beside as many calls of the compiled denoiser from Python."""
+    network = models.unet((28, 28, 1), channels=32, multipliers=(1, 2), blocks=1)
+    denoise = dx.denoiser(network.apply, network.init(jax.random.key(0)), dx.preconditioning.edm())
+    x, levels = SIGMA_MAX * jax.random.normal(jax.random.key(1), (16, 28, 28, 1)), dx.grids.plain(n)
+    alone = jax.jit(denoise)
+
+    def calls() -> None:
+        y = x
+        for sigma in levels[:-1].astype(np.float32):
+            y = alone(y, sigma)
+        y.block_until_ready()
+
+    return speed.compare(_timed(lambda x: dx.sample(denoise, x, levels), x), calls, max(5, rounds // 5), n)
 
 
 def _bare(denoise: Callable, levels: np.ndarray, x: Array) -> Array:

@@ -24,8 +24,8 @@ def layers() -> list[np.ndarray]:
     return [(rng.standard_normal((a, b)) / np.sqrt(a)).astype(np.float32) for a, b in sizes]
 
 
-def compare(run: Callable[[], object], bare: Callable[[], object], rounds: int) -> dict[str, float]:
-    """Times a sampler of STEPS evaluations and the bare evaluations in turn; both must wait for their results.
+def compare(run: Callable[[], object], bare: Callable[[], object], rounds: int, steps: int = STEPS) -> dict[str, float]:
+    """Times a sampler of so many evaluations and the bare evaluations in turn; both must wait for their results.
 
     Returns the median of the ratios of neighbours, and the median seconds a step of each.
     """
@@ -36,7 +36,7 @@ def compare(run: Callable[[], object], bare: Callable[[], object], rounds: int) 
             begin = time.perf_counter()
             function()
             pairs[i, j] = time.perf_counter() - begin
-    seconds, seconds_bare = np.median(pairs, axis=0) / STEPS
+    seconds, seconds_bare = np.median(pairs, axis=0) / steps
     return {
         "over_bare": float(np.median(pairs[:, 0] / pairs[:, 1])),
         "seconds_a_step": float(seconds),
