@@ -116,30 +116,55 @@ def dpmpp_3m(corrected: bool = False, bootstrap: bool = False) -> Solver:
     return multistep(3, integral.x0(), published_x0(corrected=corrected), bootstrap=bootstrap, declared=declared)
 
 
-def unipc(order: int = 3, variant: str = "bh2", corrector: bool = True, bootstrap: bool = False) -> Solver:
-    """UniPC in data space (Zhao et al. 2023, arXiv:2302.04867), orders 1 to 4, n evaluations.
+def unipc(
+    order: int = 3,
+    variant: str = "bh2",
+    corrector: bool = True,
+    bootstrap: bool = False,
+    space: str = "x0",
+    lower_order_final: bool = False,
+) -> Solver:
+    """UniPC (Zhao et al. 2023, arXiv:2302.04867) in data ("x0") or noise ("eps") space, orders 1 to 4, n evaluations.
 
     From three values on its coefficients are those of exponential Adams-Bashforth (predictor) and Adams-Moulton
-    (corrector), whatever the variant; with two they are the paper's, B(h) / 2 with B = h ("bh1") or 1 - exp(-h)
-    ("bh2"). The corrector raises the order by one and costs nothing: it reuses the evaluation at the predicted point.
-    The first step holds it to 3 at most, with a bootstrap (one more evaluation from order 3 on) to 4.
+    (corrector), whatever the variant; with two they are the paper's, B(h) / 2 with B = h ("bh1") or exp(h) - 1 ("bh2"),
+    h being -h in data space. The corrector raises the order by one and costs nothing: it reuses the evaluation at the
+    predicted point. The first step holds it to 3 at most, with a bootstrap (one more evaluation from order 3 on) to 4.
+    lower_order_final lets the order fall to 1 over the last steps, as the authors' code does below 15 steps.
     """
     _check_order("order", order)
     if variant not in ("bh1", "bh2"):
         raise ValueError(f"variant = {variant!r}: must be 'bh1' or 'bh2'")
-    space, bh1 = integral.x0(), variant == "bh1"
-    rule = published_x0(bh1=bh1, most=2)
-    if not corrector:
-        return multistep(order, space, rule, bootstrap=bootstrap, declared=order if bootstrap else min(order, 2))
+    chosen = _space(space, x0=integral.x0(), eps=integral.eps())
+    exact = integral.exact(chosen, integral.log_sigma())
+
+    def half(s: Any, t: Any) -> Any:
+        """B / 2 in units of x: what (g_1 - g_0) / r_1 is multiplied by."""
+        h = numpy_for((s, t)).log(s / t)
+        # bh2: the whole weight of a constant g, s - t of -eps or (s - t) / s of D; bh1: h in its place
+        whole = exact([s], s, t)[0]
+        return whole / 2 if variant == "bh2" else (h / 2 if space == "x0" else -t * h / 2)
+
+    def predict(nodes: Any, s: Any, t: Any) -> list[Any]:
+        if len(nodes) != 2:
+            return exact(nodes, s, t)
+        xp = numpy_for((nodes, s, t))
+        slope = half(s, t) * xp.log(s / t) / xp.log(nodes[1] / s)
+        return [exact([s], s, t)[0] + slope, -slope]
 
     def again(nodes: Any, s: Any, t: Any) -> list[Any]:
-        half = _b_of_h(s, t, 1, bh1) / 2
-        return (
-            [half, (s - t) / s - half] if len(nodes) == 2 else integral.exact(space, integral.log_sigma())(nodes, s, t)
-        )
+        return [half(s, t), exact([s], s, t)[0] - half(s, t)] if len(nodes) == 2 else exact(nodes, s, t)
 
-    declared = min(order + 1, 4 if bootstrap else 3)
-    return multistep(order, space, rule, (order + 1, again), bootstrap=bootstrap, declared=declared)
+    reached = min(order + 1, 4 if bootstrap else 3) if corrector else order if bootstrap else min(order, 2)
+    return multistep(
+        order,
+        chosen,
+        predict,
+        (order + 1, again) if corrector else None,
+        bootstrap=bootstrap,
+        lower_order_final=lower_order_final,
+        declared=min(reached, 2) if lower_order_final else reached,
+    )
 
 
 # ---- the engine -----------------------------------------------------------------------------------------------------
@@ -152,6 +177,7 @@ def multistep(
     corrector: tuple[int, Rule] | None = None,
     *,
     bootstrap: bool = False,
+    lower_order_final: bool = False,
     finite: bool = False,
     declared: int | None = None,
     noise: Callable[[Any, Any], Any] | None = None,
@@ -162,6 +188,7 @@ def multistep(
       rule: (nodes, s, t) -> coefficients, for nodes = [s], [s, the level before], ...
       corrector: the number of values of a second rule, whose nodes begin with t, and that rule. When D is known at the
         predicted point, the step that led there is taken again by it.
+      lower_order_final: whether the last steps take fewer values again: 2 the last but one, 1 the last.
       finite: whether the rule holds for t = 0; if not, the step to 0 is x = D. If so, it is the rule's, of lower order
         where the step is so long that the order would amplify errors.
       declared: the order that it has, `order` by default.
@@ -182,14 +209,14 @@ def multistep(
         if cut:
             t = xp.concatenate([t[:-1], s[-1:] / 2])  # stands in for 0
         ratio = space.mu(s) / space.mu(t)
-        taken = _coefficients(rule, order, sigmas, t, 0, width)
+        taken = _coefficients(rule, order, sigmas, t, 0, width, lower_order_final)
         if to_zero and finite:
             taken = xp.concatenate([taken[:-1], _to_zero(rule, order, s, width)])
         point = xp.concatenate([ratio[:, None], taken], axis=1)
         state = point
         if corrector is not None and n > 1:
             # Row i first takes the step from i - 1 to i again, then predicts; row 0 has none to take again.
-            again = _coefficients(corrector[1], corrector[0], sigmas, t, 1, width)
+            again = _coefficients(corrector[1], corrector[0], sigmas, t, 1, width, lower_order_final)
             again = xp.concatenate([ratio[:-1, None], again], axis=1)
             state = xp.concatenate([columns(s[:1], 1, *[0] * width), again], axis=0)
             point = xp.concatenate([0 * ratio[:, None], point[:, 1:]], axis=1) + ratio[:, None] * state
@@ -205,20 +232,24 @@ def multistep(
     return linear(order if declared is None else declared, lambda n: n + parts, rows, stochastic=noise is not None)
 
 
-def _coefficients(rule: Rule, most: int, sigmas: Any, t: Any, ahead: int, width: int) -> Any:
+def _coefficients(rule: Rule, most: int, sigmas: Any, t: Any, ahead: int, width: int, lower: bool) -> Any:
     """[steps, width, ...]: the coefficients of step i, through min(most, i + 1 + ahead) values, then zeros.
 
     ahead = 1 for a corrector, whose first value is that at the end of the step; its last step is not taken again.
+    lower: through fewer in the last steps too.
     """
     xp = numpy_for((sigmas, t))
-    n, groups = len(t) - ahead, []
-    for count in range(1 + ahead, most + 1):
-        first = count - 1 - ahead
-        steps = np.arange(first, n if count == most else min(first + 1, n))
-        if len(steps):
-            found = rule([sigmas[steps + ahead - j] for j in range(count)], sigmas[steps], t[steps])
-            groups.append(columns(sigmas[steps], *found, *[0] * (width - count)))
-    return xp.concatenate(groups, axis=0)
+    step = np.arange(len(t) - ahead)
+    counts = np.minimum(most, step + 1 + ahead)
+    if lower:
+        counts = np.minimum(counts, len(t) - step + ahead)
+    groups, order = [], []
+    for count in np.unique(counts):
+        steps = np.flatnonzero(counts == count)
+        found = rule([sigmas[steps + ahead - j] for j in range(count)], sigmas[steps], t[steps])
+        groups.append(columns(sigmas[steps], *found, *[0] * (width - count)))
+        order.append(steps)
+    return xp.concatenate(groups, axis=0)[np.argsort(np.concatenate(order))]
 
 
 def _to_zero(rule: Rule, most: int, s: Any, width: int) -> Any:
@@ -258,26 +289,24 @@ def _graded(sigmas: Any, parts: int, order: int) -> Any:
 # ---- rules of the papers --------------------------------------------------------------------------------------------
 
 
-def published_x0(eta: float = 0.0, corrected: bool = False, bh1: bool = False, most: int = 3) -> Rule:
-    """DPM-Solver++'s coefficients for 1, 2 and 3 values, UniPC's with two of them, and those of their SDEs (eta > 0).
+def published_x0(eta: float = 0.0, corrected: bool = False) -> Rule:
+    """DPM-Solver++'s coefficients for 1, 2 and 3 values, and those of its SDEs (eta > 0).
 
     With h = log(s / t), k = 1 + eta and r_j how far back a node lies in units of h: two values give D_0 the weight
-    b = 1 - exp(-k h) and (D_0 - D_1) / r_1 the weight b / 2 (bh1: h / 2); three give the quadratic through them, whose
-    second derivative was published at half its size. Beyond `most` values the exact rule.
+    b = 1 - exp(-k h) and (D_0 - D_1) / r_1 the weight b / 2; three give the quadratic through them, whose second
+    derivative was published at half its size.
     """
     k = 1 + eta
-    beyond = integral.exact(power_space(k), integral.log_sigma())
 
     def rule(nodes: Any, s: Any, t: Any) -> list[Any]:
         xp = numpy_for((nodes, s, t))
-        h, b = xp.log(s / t), _b_of_h(s, t, k, False)
-        if len(nodes) > max(most, 1):
-            return beyond(nodes, s, t)
+        h = xp.log(s / t)
+        b = -xp.expm1(-k * h)
         if len(nodes) == 1:
             return [b]
         r = [xp.log(node / s) / h for node in nodes]
         if len(nodes) == 2:
-            slope = _b_of_h(s, t, k, bh1) / (2 * r[1])
+            slope = b / (2 * r[1])
             return [b + slope, -slope]
         p2 = 1 - b / (k * h)
         p3 = p2 / (k * h) - 1 / 2
@@ -293,13 +322,6 @@ def published_x0(eta: float = 0.0, corrected: bool = False, bh1: bool = False, m
 def power_space(k: float) -> Space:
     """Data space with mu = sigma^-k."""
     return integral.x0(lambda s: s**k, lambda s: k * s ** (k - 1))
-
-
-def _b_of_h(s: Any, t: Any, k: float, bh1: bool) -> Any:
-    """B(h) = 1 - exp(-k h), or k h."""
-    xp = numpy_for((s, t))
-    h = k * xp.log(s / t)
-    return h if bh1 else -xp.expm1(-h)
 
 
 def _adams(order: int, space: Space, coordinate: Coordinate, bootstrap: bool) -> Solver:

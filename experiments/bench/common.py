@@ -16,9 +16,9 @@ def karras(n: int, rho: float = 7.0) -> np.ndarray:
     return np.append(np.linspace(SIGMA_MAX ** (1 / rho), SIGMA_MIN ** (1 / rho), n) ** rho, 0.0)
 
 
-def exponential(n: int) -> np.ndarray:
+def exponential(n: int, lowest: float = SIGMA_MIN) -> np.ndarray:
     """n sigmas at even steps of log sigma, then 0."""
-    return np.append(np.geomspace(SIGMA_MAX, SIGMA_MIN, n), 0.0)
+    return np.append(np.geomspace(SIGMA_MAX, lowest, n), 0.0)
 
 
 def vp(n: int) -> np.ndarray:

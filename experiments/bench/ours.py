@@ -50,6 +50,12 @@ SOLVERS: dict[str, Solver] = {
     "unipc(3)": s.unipc(3),
     "unipc(3, bootstrap)": s.unipc(3, bootstrap=True),
     "unipc(4)": s.unipc(4),
+    **{
+        f"unipc({order}, {space}lower end)": s.unipc(order, space="x0" if not space else "eps", lower_order_final=True)
+        for space in ("", "eps, ")
+        for order in (2, 3, 4)
+    },
+    **{f"unipc({order}, eps)": s.unipc(order, space="eps") for order in (2, 3)},
     "deis(3)": s.deis(3),
     "ipndm(4)": s.ipndm(4),
     "lms(4)": s.lms(4),
@@ -117,7 +123,13 @@ GRIDS: dict[str, Callable[[int], np.ndarray]] = {
 }
 """n -> [n + 1] sigmas that end at 0: the four that all libraries are given, and some of `dx.schedules`."""
 
-GRIDS["plain"] = dx.grids.plain
+GRIDS |= {
+    "exp to 0.01": lambda n: common.exponential(n, 0.01),
+    "exp to 0.03": lambda n: common.exponential(n, 0.03),
+    "plain": dx.grids.plain,
+    "plain(sigma_data=0.5)": lambda n: dx.grids.plain(n, sigma_data=0.5),
+    "plain(sigma_data=2)": lambda n: dx.grids.plain(n, sigma_data=2.0),
+}
 
 
 def _fitted_grid(denoise: Callable, pilots: Array, n: int) -> tuple[Any, Solver]:
