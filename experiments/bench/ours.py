@@ -36,6 +36,7 @@ __all__ = [
 s = dx.solvers
 SOLVERS: dict[str, Solver] = {
     "default": s.default(),
+    "default(sigma_data=4)": s.default(4.0),
     "euler": s.euler(),
     "heun": s.heun(),
     "dpm2": s.dpm2(),
@@ -128,7 +129,7 @@ GRIDS |= {
     "exp to 0.03": lambda n: common.exponential(n, 0.03),
     "plain": dx.grids.plain,
     "plain(sigma_data=0.5)": lambda n: dx.grids.plain(n, sigma_data=0.5),
-    "plain(sigma_data=2)": lambda n: dx.grids.plain(n, sigma_data=2.0),
+    "plain(sigma_data=4)": lambda n: dx.grids.plain(n, sigma_data=4.0),
 }
 
 
