@@ -64,6 +64,8 @@ def sample(
     index = jnp.arange(x.shape[0]) if index is None else jnp.asarray(index)
     if index.shape != x.shape[:1]:
         raise ValueError(f"index has shape {index.shape}: must be [batch] = {x.shape[:1]}")
+    if not jnp.issubdtype(index.dtype, jnp.integer):
+        raise ValueError(f"index is of {index.dtype}: must be integers")
     sigmas, to_zero = _grid(sigmas, x.shape[0], to_zero)
     if solver.stochastic and isinstance(sigmas, np.ndarray) and (sigmas[0] < sigmas[-1]).any():
         raise ValueError("sigmas ascend: only deterministic solvers lead from data to noise")

@@ -256,6 +256,7 @@ NOISY = S.euler()._replace(stochastic=True)
         ({"x": jnp.ones((0, 3))}, "with at least one sample"),
         ({"index": jnp.arange(3)}, "index has shape (3,): must be [batch] = (2,)"),
         ({"index": 0}, "index has shape ()"),
+        ({"index": jnp.arange(2.0)}, "index is of float32"),
         ({"solver": NOISY}, "key is missing"),
         ({"solver": NOISY, "key": jax.random.key(0), "sigmas": [1.0, 2.0]}, "only deterministic solvers"),
         ({"denoise": lambda x, s: x[:, :1]}, "denoise gave shape (2, 1) for x of shape (2, 3)"),

@@ -48,7 +48,7 @@ def align_your_steps(
     """The n-step grid of least KLUB.
 
     Args:
-      denoise: the model; 22 evaluations of the batch x0 a level and round.
+      denoise: the model; 44 evaluations of the batch x0 a level and round, 4 for each of eleven candidates.
       x0: clean data [batch, ...], a draw for each; the paper takes 8,192.
       n: number of steps, >= 1.
       key: for the draws.
@@ -59,7 +59,7 @@ def align_your_steps(
 
     Returns: sigmas [n + 1] in float64, strictly descending.
 
-    Raises: ValueError for arguments that are not as described.
+    Raises: ValueError for arguments that are not as described, and if the denoiser gives NaN.
     """
     _check.positive("sigma_min", sigma_min)
     _check.less("sigma_min", sigma_min, "sigma_max", sigma_max)
@@ -90,6 +90,7 @@ def align_your_steps(
 
 def klub(denoise: Denoiser, x0: ArrayLike, sigmas: ArrayLike, key: Array, sigma_data: float = 0.5) -> Array:
     """An estimate of the bound for a grid of positive sigmas [n + 1], from a draw per clean sample x0 and interval."""
+    _check.positive("sigmas", sigmas)
     x0, levels = at_least_float32(x0), jnp.sort(at_least_float32(sigmas))
     pairs = jnp.stack([levels[:-1], levels[1:]], axis=1)
     keys = jax.random.split(key, len(pairs))
@@ -110,7 +111,9 @@ def _tune(two: Callable, levels: np.ndarray, which: np.ndarray, key: Array, roun
             fraction = reach * np.arange(-5, 6) / 5
             middles = np.exp(here + np.where(fraction < 0, fraction * (here - low), fraction * (high - here)))
             values = two(middles, levels[[i - 1, i + 1]], jax.random.fold_in(jax.random.fold_in(key, turn), int(i)))
-            best = int(np.nanargmin(np.asarray(values)))
+            if np.isnan(values).all():
+                raise ValueError(f"denoise gives NaN for noise of sigma in [{levels[i - 1]:.4g}, {levels[i + 1]:.4g}]")
+            best = int(np.nanargmin(values))
             moved |= best != 5
             levels[i] = middles[best]
         reach = reach if moved else reach / 2
@@ -144,6 +147,6 @@ def _interval(denoise: Denoiser, x0: Array, low: Array, high: Array, key: Array,
     first, second = (noise.normal(k, index, x0.shape[1:], x0.dtype) for k in keys[1:])
     x_t = x0 + per_sample(t, x0) * first
     x_high = x_t + per_sample(jnp.sqrt((high - t) * (high + t)), x0) * second
-    difference = denoise(x_t, t) - denoise(x_high, jnp.broadcast_to(high, t.shape))
+    difference = at_least_float32(denoise(x_t, t)) - denoise(x_high, jnp.broadcast_to(high, t.shape))
     square = jnp.sum(difference**2, axis=tuple(range(1, x0.ndim)))
     return jnp.mean(square / gap(t)) * jnp.sum(mass)

@@ -46,7 +46,7 @@ def dynamic(
 
     Returns: sigmas [n + 1] in float64, descending to 0.
 
-    Raises: ValueError for arguments that are not as described.
+    Raises: ValueError for arguments that are not as described, and if the denoiser gives NaN.
     """
     _check.positive("sigma_data", sigma_data)
     if isinstance(n, bool) or not isinstance(n, int | np.integer) or not 1 <= n <= fine:
@@ -68,7 +68,10 @@ def dynamic(
 
         return jax.lax.map(row, jnp.arange(fine))
 
-    return levels[shortest_path(np.asarray(costs(at_least_float32(x)), np.float64), n)]
+    cost = np.asarray(costs(at_least_float32(x)), np.float64)
+    if not np.isfinite(cost).all():
+        raise ValueError("denoise gives NaN or infinity on the pilots; dx.sample(..., check=True) tells where")
+    return levels[shortest_path(cost, n)]
 
 
 def shortest_path(cost: np.ndarray, n: int) -> np.ndarray:

@@ -77,14 +77,7 @@ def fit(
     """
     solver = default() if solver is None else solver
     problem = _problem(denoise, x, n, solver, start, sigma_max, iterations, reference)
-    if n == 1:
-        return problem.start
-
-    def build(params: Any) -> tuple[Array, Solver]:
-        return _grid(sigma_max, params["gaps"]), solver
-
-    params = _minimise(problem, denoise, build, {"gaps": _gaps(problem.start)}, iterations, rate, report)
-    return np.asarray(build(params)[0], np.float64)
+    return _best_grid(problem, denoise, solver, iterations, rate, report)
 
 
 def auto(
@@ -129,7 +122,7 @@ def fit_solver(
     base = default() if solver is None else solver
     problem = _problem(denoise, x, n, base, start, sigma_max, iterations, reference)
     if solver is None:  # for data of their scale
-        base = default(float(jnp.std(problem.end)))
+        base = default(max(float(jnp.std(problem.end)), 1e-5 * sigma_max))
     table = base.rows(problem.start, True)
     if len(table.sigma) != n or table.before is not None:
         raise ValueError(
@@ -137,7 +130,7 @@ def fit_solver(
         )
 
     def build(params: Any) -> tuple[Array, Solver]:
-        sigmas = _grid(sigma_max, params["gaps"])
+        sigmas = _grid(problem, params["gaps"])
         rows: Rows = base.rows(sigmas, True)
 
         def free(field: Array, change: Array, used: Any) -> Array:
@@ -151,22 +144,7 @@ def fit_solver(
         )
 
     first = iterations // 2 if n > 1 else 0
-    sigmas = (
-        fit(
-            denoise,
-            x,
-            n,
-            solver=base,
-            start=problem.start,
-            sigma_max=sigma_max,
-            iterations=first,
-            rate=rate,
-            reference=reference,
-            report=report,
-        )
-        if first
-        else problem.start
-    )
+    sigmas = _best_grid(problem, denoise, base, first, rate, report)
     zeros = {name: jnp.zeros(np.shape(getattr(table, name))) for name in ("point", "state")}
     params = {"gaps": _gaps(sigmas), "level": jnp.zeros(n), **zeros}
 
@@ -208,6 +186,8 @@ def _problem(
             raise ValueError(f"{name} = {value!r}: must be an integer >= 1")
     if solver.stochastic:
         raise ValueError("solver draws noise: must be deterministic, for its end point to be fitted")
+    if solver.nfe(n) is None:
+        raise ValueError("solver chooses its own steps: must be one of fixed steps, for these to be fitted")
     start = plain(n, sigma_max) if start is None else np.asarray(start, np.float64)
     if start.shape != (n + 1,) or not (np.diff(start) < 0).all() or start[-1] != 0:
         raise ValueError(f"start = {start}: must be [n + 1 = {n + 1}] sigmas, strictly descending to 0")
@@ -220,8 +200,22 @@ def _problem(
     return _Problem(x, end, start)
 
 
-def _grid(sigma_max: float, gaps: Array) -> Array:
+def _best_grid(
+    problem: _Problem, denoise: Denoiser, solver: Solver, iterations: int, rate: float, report: Report | None
+) -> np.ndarray:
+    if len(problem.start) == 2 or not iterations:
+        return problem.start
+
+    def build(params: Any) -> tuple[Array, Solver]:
+        return _grid(problem, params["gaps"]), solver
+
+    params = _minimise(problem, denoise, build, {"gaps": _gaps(problem.start)}, iterations, rate, report)
+    return np.asarray(build(params)[0], np.float64)
+
+
+def _grid(problem: _Problem, gaps: Array) -> Array:
     """[n + 1] sigmas from the logarithms of the steps in log sigma, [n - 1]."""
+    sigma_max = problem.start[0]
     log = jnp.log(sigma_max) - jnp.cumsum(jnp.exp(gaps))
     return jnp.concatenate([jnp.full(1, sigma_max, log.dtype), jnp.exp(log), jnp.zeros(1, log.dtype)])
 

@@ -21,7 +21,7 @@ import numpy as np
 from jax import Array
 
 from diffax import _check
-from diffax._array import Scalar, at_least_float32, per_sample
+from diffax._array import Scalar, per_sample
 from diffax.solvers.linear import Noise, Solver, numpy_for
 
 __all__ = ["Walk", "adaptive", "advance", "root_mean_square", "setting_out"]
@@ -69,7 +69,7 @@ def adaptive(rtol: float = 1e-3, atol: float = 1e-3, max_steps: int = 1000, sigm
 
         def rate(s: Array, z: Array) -> Array:
             y, r = z.reshape(x.shape), scale(s, x)
-            value = at_least_float32(denoise(r * y, jnp.exp(s)))
+            value = denoise(r * y, jnp.exp(s)).astype(x.dtype)
             return (y * (sigma_data / r) ** 2 - value / r).reshape(z.shape)
 
         walk = advance(rate, Walk(*carry[1:]), row.end, rtol, atol, max_steps)

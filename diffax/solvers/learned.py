@@ -19,7 +19,7 @@ def learned(sigmas: Any, rows: Rows, order: int = 1) -> Solver:
     """The solver of a given table; it serves the grid that the table was made for and no other.
 
     Args:
-      sigmas: that grid, [n + 1].
+      sigmas: that grid, [n + 1]; the same for all samples.
       rows: its table, see `diffax.solvers.linear`.
       order: claimed for it; a table for one n has none to measure.
 
@@ -28,19 +28,27 @@ def learned(sigmas: Any, rows: Rows, order: int = 1) -> Solver:
     n = len(sigmas) - 1
 
     def table(given: Any, to_zero: bool) -> Rows:
-        if len(given) != n + 1:
-            raise ValueError(f"sigmas has {len(given) - 1} steps: this solver was fitted for n = {n}")
+        if np.shape(given) != (n + 1,):
+            raise ValueError(f"sigmas has shape {np.shape(given)}: this solver was fitted for n = {n}, [{n + 1}]")
         if _check.concrete(given, sigmas) and not np.allclose(given, sigmas, rtol=1e-5, atol=0):
             raise ValueError(f"sigmas = {given}: this solver was fitted for sigmas = {np.asarray(sigmas)}")
         return rows
 
-    return linear(order, lambda _: len(rows.sigma), table)
+    stochastic = rows.before is not None or rows.after is not None
+    return linear(order, lambda _: len(rows.sigma), table, stochastic)
 
 
 def save_learned(path: str | os.PathLike[str], sigmas: Any, solver: Solver) -> None:
-    """Writes a grid and the table of its solver to a JSON file, whole or not at all."""
+    """Writes a grid [n + 1] and the table of its solver to a JSON file, whole or not at all.
+
+    Raises: ValueError for sigmas per sample, and for a solver that is not a table (`adaptive`).
+    """
     sigmas = np.asarray(sigmas, np.float64)
+    if sigmas.ndim != 1:
+        raise ValueError(f"sigmas has shape {sigmas.shape}: must be [n + 1]")
     rows = solver.rows(sigmas, bool(sigmas[-1] == 0))
+    if not isinstance(rows, Rows):
+        raise ValueError("solver has no table of coefficients to write: must be one of fixed steps")
     content = {"format": _FORMAT, "order": solver.order, "sigmas": sigmas.tolist()}
     content |= {name: None if f is None else np.asarray(f).tolist() for name, f in rows._asdict().items()}
     path = Path(path)
@@ -60,7 +68,7 @@ def load_learned(path: str | os.PathLike[str]) -> tuple[np.ndarray, Solver]:
         }
         rows = Rows(**fields)
         sigmas, count = np.asarray(content["sigmas"], np.float64), len(content["sigma"])
-        shapes = [f.shape[0] for f in (rows.point, rows.state, rows.value) if f is not None]
+        shapes = [f.shape[0] for f in rows[:-1] if f is not None]
         if (
             sigmas.ndim != 1
             or set(shapes) != {count}

@@ -23,10 +23,11 @@ SEEDS, STEPS = 64, 512
 
 
 def from_workdir(workdir: Path) -> Target:
-    """The averaged network of a run."""
+    """The averaged network of a run, named after its directory and step, and so apart from the exact targets."""
     config = workdirs.read_config(workdir)
     rec, params, step = workdirs.load_ema(workdir, config, sharding.data_mesh())
-    return target(workdir.name, f"the network of {workdir.name} at step {step}", config.model, rec, params)
+    name = workdir.resolve().name
+    return target(f"{name}@{step}", f"the network of {name} at step {step}", config.model, rec, params)
 
 
 def target(name: str, title: str, model: Mapping[str, Any], rec: Recipe, params: Any) -> Target:

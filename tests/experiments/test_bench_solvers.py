@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -83,15 +84,19 @@ def test_the_reference_has_converged_and_solves_the_ode():
     np.testing.assert_allclose(end, denoise(state, low), atol=1e-9)
 
 
-def test_a_network_is_a_target(small):
+def test_a_network_is_a_target(small, monkeypatch):
+    from experiments import workdir
     from experiments.bench import networks
     from experiments.recipe import recipe
     from experiments.workdir import load_dataset
 
     config = small()
     rec = recipe(config, load_dataset(config, "train"))
-    target = networks.target("n", "n", config.model, rec, jax.jit(rec.network.init)(jax.random.key(0)))
-    assert target.shape == (8, 8, 1)
+    params = jax.jit(rec.network.init)(jax.random.key(0))
+    monkeypatch.setattr(workdir, "read_config", lambda path: config)
+    monkeypatch.setattr(workdir, "load_ema", lambda *_: (rec, params, 30))
+    target = networks.from_workdir(Path("runs/digits"))
+    assert target.name == "digits@30" and target.shape == (8, 8, 1)  # digits is an exact target
     x = target.start()[:3] / 40
     narrow, wide = jax.jit(target.denoiser())(x, 2.0), target.numpy_denoiser()(x, 2.0)
     assert narrow.dtype == np.float32

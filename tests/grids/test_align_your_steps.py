@@ -54,6 +54,14 @@ def test_the_minimiser(data):
     assert closed_form(found) < closed_form(early) < closed_form(karras)
 
 
+def test_the_bound_is_summed_in_float32_whatever_the_denoiser_gives():
+    def bound(dtype):
+        x0, sigmas = jnp.zeros((4, 1000)), [1.0, 0.1, 0.01]
+        return dx.grids.klub(lambda x, s: jnp.sign(x).astype(dtype), x0, sigmas, jax.random.key(0))
+
+    np.testing.assert_allclose(bound(jnp.bfloat16), bound(jnp.float32), rtol=1e-5)
+
+
 @pytest.mark.parametrize("n", [1, 2, 10, 14, 20, 33, 50])
 def test_any_number_of_steps(data, n):
     sigmas = dx.grids.align_your_steps(gaussian, data[:64], n, jax.random.key(0), rounds=1)
@@ -74,9 +82,15 @@ def test_halving_keeps_the_levels_of_the_coarse_grid(data):
         ({"sigma_min": 90.0}, "sigma_min = 90.0"),
         ({"final": 1.0}, "final = 1.0"),
         ({"x0": np.zeros((0, 2))}, "x0 has shape"),
+        ({"denoise": lambda x, s: x * jnp.nan}, "denoise gives NaN for noise of sigma in ["),
     ],
 )
 def test_bad_input_is_named(data, change, words):
     with pytest.raises(ValueError) as error:
         dx.grids.align_your_steps(**{"denoise": gaussian, "x0": data, "n": 4, "key": jax.random.key(0)} | change)
     assert words in str(error.value)
+
+
+def test_the_bound_wants_positive_sigmas(data):
+    with pytest.raises(ValueError, match=r"sigmas = .*: must be positive"):
+        dx.grids.klub(gaussian, data, [1.0, 0.0], jax.random.key(0))

@@ -55,3 +55,5 @@ def test_all_levels_and_bad_input():
             dx.grids.dynamic(denoise, x, n, fine=12)
     with pytest.raises(ValueError, match="sigma_data = 0"):
         dx.grids.dynamic(denoise, x, 3, sigma_data=0)
+    with pytest.raises(ValueError, match="NaN or infinity on the pilots"):
+        dx.grids.dynamic(lambda x, s: x * np.nan, x, 3, fine=12)

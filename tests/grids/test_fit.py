@@ -91,6 +91,31 @@ def test_every_one_evaluation_solver_can_be_kept_as_numbers(tmp_path):
         np.testing.assert_array_equal(again, dx.sample(MIXTURE, x, sigmas, solver=solver))
 
 
+def test_a_stochastic_solver_that_was_kept_still_draws_noise(tmp_path):
+    sigmas, x = dx.grids.plain(4), noise(2, 4)
+    for solver in (dx.solvers.dpmpp_2s_sde(), dx.solvers.edm_stochastic(), dx.solvers.sa_solver(bootstrap=True)):
+        dx.solvers.save_learned(tmp_path / "s.json", sigmas, solver)
+        kept = dx.solvers.load_learned(tmp_path / "s.json")[1]
+        again = dx.sample(MIXTURE, x, sigmas, solver=kept, key=jax.random.key(0), trajectory=True)
+        whole = dx.sample(MIXTURE, x, sigmas, solver=solver, key=jax.random.key(0), trajectory=True)
+        np.testing.assert_array_equal(again, whole)
+        with pytest.raises(ValueError, match="key is missing"):
+            dx.sample(MIXTURE, x, sigmas, solver=kept)
+
+
+def test_what_cannot_be_kept_is_told(tmp_path):
+    sigmas, x = dx.grids.plain(4), noise(2, 3)
+    with pytest.raises(ValueError, match="no table of coefficients"):
+        dx.solvers.save_learned(tmp_path / "s.json", sigmas, dx.solvers.adaptive())
+    each = np.repeat(sigmas[:, None], 3, 1)
+    with pytest.raises(ValueError, match=r"sigmas has shape \(5, 3\): must be"):
+        dx.solvers.save_learned(tmp_path / "s.json", each, dx.solvers.euler())
+    assert not list(tmp_path.iterdir())
+    dx.solvers.save_learned(tmp_path / "s.json", sigmas, dx.solvers.euler())
+    with pytest.raises(ValueError, match=r"sigmas has shape \(5, 3\): this solver was fitted for n = 4"):
+        dx.sample(MIXTURE, x, each, solver=dx.solvers.load_learned(tmp_path / "s.json")[1])
+
+
 def test_one_step_has_nothing_to_fit():
     assert dx.grids.fit(MIXTURE, noise(0, 4), 1).tolist() == [80, 0]
 
@@ -111,6 +136,7 @@ def test_progress_is_reported():
         ({"start": [80.0, 1.0, 0.0]}, "start ="),
         ({"start": [70.0, 3.0, 1.0, 0.0]}, "start[0] = 70.0"),
         ({"solver": dx.solvers.ancestral()}, "solver draws noise"),
+        ({"solver": dx.solvers.adaptive()}, "solver chooses its own steps"),
         ({"sigma_max": -1.0}, "sigma_max = -1.0"),
         ({"denoise": lambda x, s: x * jnp.nan}, "NaN or infinity on the pilots"),
     ],
@@ -124,3 +150,22 @@ def test_bad_input_is_named(change, words):
 def test_a_solver_of_several_evaluations_cannot_be_learned():
     with pytest.raises(ValueError, match="must be one that makes one in each"):
         dx.grids.fit_solver(MIXTURE, noise(0, 4), 3, solver=dx.solvers.heun())
+
+
+def test_a_solver_is_fitted_to_data_that_are_a_point():
+    for x in (noise(0, 1)[:, :1], noise(0, 2)):
+        fitted = dx.grids.fit_solver(lambda x, s: 0 * x, x, 3, iterations=2, reference=8)
+        assert np.isfinite(fitted.sigmas).all() and abs(dx.sample(lambda x, s: 0 * x, x, *fitted[:1])).max() < 0.1
+
+
+def test_the_fine_solution_is_found_once():
+    sigmas = []
+
+    def denoise(x, sigma):
+        jax.debug.callback(lambda s: sigmas.append(float(s)), sigma)
+        return MIXTURE(x, sigma)
+
+    dx.grids.fit_solver(denoise, noise(0, 4), 3, iterations=4, reference=64)
+    jax.effects_barrier()
+    levels = np.float32(dx.grids.plain(64)[1:-1])  # the first one is that of every grid
+    assert sorted(s for s in sigmas if np.isclose(levels, s, rtol=1e-6).any()) == pytest.approx(sorted(levels))

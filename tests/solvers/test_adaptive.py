@@ -1,5 +1,7 @@
 """The adaptive solver: errors and evaluations, independence of samples, both directions, failure."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -168,3 +170,11 @@ def test_bad_arguments_are_named(settings, words):
         dx.solvers.adaptive(**settings)
     assert words in str(error.value)
     assert dx.solvers.adaptive().nfe(5) is None
+
+
+def test_a_denoiser_may_give_float64(x64):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        x = jnp.ones((2, 3), jnp.float32)
+        end = dx.sample(lambda x, s: 0.5 * x.astype(jnp.float64), x, [2.0, 1.0], solver=dx.solvers.adaptive())
+    assert end.dtype == jnp.float32
