@@ -85,8 +85,9 @@ def auto(
 ) -> np.ndarray:
     """A good n-step grid from at most 64 pilots, with nothing to choose: `fit` at a small budget.
 
-    Args: as `fit`; of x [pilots, ...] the first 64 are used. Cost: pilots x (128 + 160 n) evaluations, which are what
-      10,240 + 8,192 / n samples of n steps cost: to be paid once a model and n, and kept.
+    Args: as `fit`; of x [pilots, ...] the first 64 are used, so labels held by the denoiser must be as many. Cost:
+      pilots x (128 + 160 n) evaluations, which are what 10,240 + 8,192 / n samples of n steps cost: to be paid once a
+      model and n, and kept.
 
     Returns: sigmas [n + 1].
     """

@@ -136,11 +136,13 @@ def mix(schedules: Sequence[Schedule], weights: ArrayLike | None = None) -> Sche
     return from_tails(tails, bracket, density)
 
 
-def beta(schedule: Schedule, a: Scalar = 0.6, b: Scalar = 0.6) -> Schedule:
+def beta(schedule: Schedule, a: float = 0.6, b: float = 0.6) -> Schedule:
     """`schedule` at Beta(a, b) quantiles of u: for a, b < 1 more of both ends, for a, b > 1 more of the middle.
 
     Grids of the beta schedule of Lee et al. 2024 (arXiv:2407.12173), who take 0.6 and 0.6 in the time of the model, as
-    in beta(linear_betas()). The quantile is found by bisection. Raises ValueError unless a > 0 and b > 0.
+    in beta(linear_betas()). The quantile is found by bisection; a and b are numbers, to which JAX has no gradient.
+
+    Raises ValueError unless a > 0 and b > 0.
     """
     _check.positive("a", a)
     _check.positive("b", b)
