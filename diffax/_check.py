@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-__all__ = ["between", "concrete", "finite", "less", "positive"]
+__all__ = ["between", "concrete", "finite", "less", "positive", "whole"]
 
 
 def concrete(*values: Any) -> bool:
@@ -36,6 +36,13 @@ def between(name: str, value: Any, low: float, high: float) -> None:
         array = np.asarray(value, np.float64)
         if not ((array >= low) & (array <= high)).all():
             raise ValueError(f"{name} = {value}: must lie in [{low}, {high}]")
+
+
+def whole(name: str, value: Any, least: int = 1, most: float = np.inf) -> None:
+    """Raise ValueError unless `value` is an integer from `least` to `most`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= most:
+        bounds = f">= {least}" if most == np.inf else f"from {least} to {most}"
+        raise ValueError(f"{name} = {value!r}: must be an integer {bounds}")
 
 
 def less(low_name: str, low: Any, high_name: str, high: Any) -> None:

@@ -30,7 +30,7 @@ dy/dlog sigma = (R - D) / r: at rest for that Gaussian, of order one for all sig
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -110,8 +110,8 @@ def elbo_bits_per_dim(
     """
     x0, dim = _samples(x0, levels)
     _check.positive("sigma_data", sigma_data)
-    _check_count("draws", draws)
-    _check_count("steps", 1 if steps is None else steps)
+    _check.whole("draws", draws)
+    _check.whole("steps", 1 if steps is None else steps)
     if dequantise and levels is None:
         raise ValueError("dequantise = True: must come with levels, which give the width of the noise")
     logsnr_max, logsnr_min = _ends(schedule)
@@ -218,8 +218,8 @@ def ode_bits_per_dim(
         _check.positive(name, value)
     _check.finite("sigma_max", sigma_max)
     _check.less("sigma_min", sigma_min, "sigma_max", sigma_max)
-    _check_count("max_steps", max_steps)
-    _check_count("probes", 1 if probes is None else probes)
+    _check.whole("max_steps", max_steps)
+    _check.whole("probes", 1 if probes is None else probes)
     if key is None:
         if probes is not None or levels is not None:
             raise ValueError("key = None: must be a JAX key where probes or levels are given")
@@ -302,11 +302,6 @@ def _ends(schedule: Schedule) -> tuple[Array, Array]:
             "as in truncate(schedule, logsnr_min=-12, logsnr_max=12)"
         )
     return ends
-
-
-def _check_count(name: str, value: Any) -> None:
-    if not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name} = {value!r}: must be an integer >= 1")
 
 
 def _sum(x: Array) -> Array:

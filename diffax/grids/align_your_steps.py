@@ -11,7 +11,7 @@ E||.||^2 is proportional to g for Gaussian data; the same draws serve all candid
 
 As in the paper, ten steps are found first, and their search is stopped early, as the bound goes on falling when samples
 are getting worse; then every step is halved in log sigma, only the new levels being tuned, to 20 and 40. Other numbers
-of steps are read off log-linearly.
+of steps above ten are read off log-linearly; fewer are searched for as they are.
 """
 
 from collections.abc import Callable
@@ -63,8 +63,7 @@ def align_your_steps(
     """
     _check.positive("sigma_min", sigma_min)
     _check.less("sigma_min", sigma_min, "sigma_max", sigma_max)
-    if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
-        raise ValueError(f"n = {n!r}: must be an integer >= 1")
+    _check.whole("n", n)
     if final is not None and not 0 <= final <= sigma_min:
         raise ValueError(f"final = {final}: must be None or lie in [0, sigma_min = {sigma_min}]")
     x0 = at_least_float32(x0)

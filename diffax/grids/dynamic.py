@@ -1,7 +1,7 @@
 """Grids by dynamic programming over the levels of a fine one, from a few pilot trajectories.
 
-Along a fine trajectory x_0, x_1, ..., x_M one step from x_i to level j may be tried for every pair at no cost in
-evaluations, since D(x_i) is known. Its error is how far that step is bent away from the trajectory,
+Along a fine trajectory x_0, x_1, ..., x_M one step from x_i may be tried to every level j, once D(x_i) is known. Its
+error is how far that step is bent away from the trajectory,
 
     cost[i, j] = mean_pilots || x_i + (sigma_j - sigma_i) eps_i - x_j || / sqrt(sigma_j^2 + c^2),
 
@@ -49,8 +49,7 @@ def dynamic(
     Raises: ValueError for arguments that are not as described, and if the denoiser gives NaN.
     """
     _check.positive("sigma_data", sigma_data)
-    if isinstance(n, bool) or not isinstance(n, int | np.integer) or not 1 <= n <= fine:
-        raise ValueError(f"n = {n!r}: must be an integer from 1 to fine = {fine}")
+    _check.whole("n", n, most=fine)
     levels = np.asarray(grid.sigmas(families.karras(sigma_min, sigma_max), fine), np.float64)
     levels[0] = sigma_max
 

@@ -183,8 +183,7 @@ def _problem(
 ) -> _Problem:
     _check.positive("sigma_max", sigma_max)
     for name, value in (("n", n), ("iterations", iterations), ("reference", reference)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"{name} = {value!r}: must be an integer >= 1")
+        _check.whole(name, value)
     if solver.stochastic:
         raise ValueError("solver draws noise: must be deterministic, for its end point to be fitted")
     if solver.nfe(n) is None:

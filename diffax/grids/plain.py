@@ -27,13 +27,14 @@ def plain(n: int, sigma_max: float = 80.0, sigma_data: float = 1.0) -> np.ndarra
 
     Raises: ValueError unless n >= 1 and sigma_max > 0.3 sigma_data / n.
     """
+    _check.whole("n", n)
     _check.positive("sigma_max", sigma_max)
     _check.positive("sigma_data", sigma_data)
-    if n == 1:
-        return np.array([sigma_max, 0.0])
-    lowest = 0.3 * sigma_data / max(n, 1)
+    lowest = 0.3 * sigma_data / n
     if not lowest < sigma_max:
         raise ValueError(f"sigma_max = {sigma_max}: must be greater than 0.3 sigma_data / n = {lowest}")
+    if n == 1:
+        return np.array([sigma_max, 0.0])
     ends = -2 * np.log(sigma_max), -2 * np.log(lowest)
     width, bump = (ends[1] - ends[0]) / 2, 1.5 * 1.5 * np.sqrt(2 * np.pi)
     shares = np.array([width, bump])

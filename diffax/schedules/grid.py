@@ -24,8 +24,7 @@ def sigmas(schedule: Schedule, n: int, final: float | None = 0.0) -> Array:
 
     Raises: ValueError if n < 1, or if the schedule is infinite at u = 1 (or at u = 0, where that is used).
     """
-    if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
-        raise ValueError(f"n = {n!r}: the number of steps must be an integer >= 1")
+    _check.whole("n", n)
     if final is not None and not 0 <= final < np.inf:
         raise ValueError(f"final = {final}: must be >= 0 and below the last sigma of the schedule, or None")
     points = n + 1 if final is None else n

@@ -47,8 +47,7 @@ def adaptive(rtol: float = 1e-3, atol: float = 1e-3, max_steps: int = 1000, sigm
     """
     for name, value in (("rtol", rtol), ("atol", atol), ("sigma_data", sigma_data)):
         _check.positive(name, value)
-    if isinstance(max_steps, bool) or not isinstance(max_steps, int | np.integer) or max_steps < 1:
-        raise ValueError(f"max_steps = {max_steps!r}: must be an integer >= 1")
+    _check.whole("max_steps", max_steps)
 
     def rows(sigmas: Any, to_zero: bool) -> _Intervals:
         xp = numpy_for(sigmas)

@@ -87,7 +87,7 @@ def ipndm(order: int = 4) -> Solver:
 
     The coefficients are those of equal steps; on other grids it converges with order 2 at most. n evaluations.
     """
-    _check_order("order", order)
+    _check.whole("order", order, 1, 4)
     table: dict[int, list[float]] = {
         1: [1],
         2: [3 / 2, -1 / 2],
@@ -132,7 +132,7 @@ def unipc(
     predicted point. The first step holds it to 3 at most, with a bootstrap (one more evaluation from order 3 on) to 4.
     lower_order_final lets the order fall to 1 over the last steps, as the authors' code does below 15 steps.
     """
-    _check_order("order", order)
+    _check.whole("order", order, 1, 4)
     if variant not in ("bh1", "bh2"):
         raise ValueError(f"variant = {variant!r}: must be 'bh1' or 'bh2'")
     chosen = _space(space, x0=integral.x0(), eps=integral.eps())
@@ -325,7 +325,7 @@ def power_space(k: float) -> Space:
 
 
 def _adams(order: int, space: Space, coordinate: Coordinate, bootstrap: bool) -> Solver:
-    _check_order("order", order)
+    _check.whole("order", order, 1, 4)
     return multistep(
         order,
         space,
@@ -340,8 +340,3 @@ def _space(name: str, **known: Space) -> Space:
     if name not in known:
         raise ValueError(f"space = {name!r}: must be one of {', '.join(map(repr, known))}")
     return known[name]
-
-
-def _check_order(name: str, order: int, most: int = 4) -> None:
-    if isinstance(order, bool) or not isinstance(order, int | np.integer) or not 1 <= order <= most:
-        raise ValueError(f"{name} = {order!r}: must be an integer from 1 to {most}")

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from diffax import _check
 from diffax.solvers import integral
 from diffax.solvers.linear import Rows, Solver, columns, end_at_zero, linear, numpy_for, single_step
 from diffax.solvers.multistep import multistep, power_space, published_x0
@@ -209,8 +210,8 @@ def predictor_corrector(snr: float = 0.16, corrections: int = 1) -> Solver:
     Order 0: Langevin steps of a fixed size have a bias that no number of levels removes, of snr^2 sigma^2 / (sigma^2 +
     c^2) of the variance for data of scale c. So let the grid end low.
     """
-    _positive("snr", snr)
-    _whole("corrections", corrections, 0)
+    _check.positive("snr", snr)
+    _check.whole("corrections", corrections, 0)
     return single_step(
         0 if corrections else 1,
         1 + corrections,
@@ -227,8 +228,8 @@ def annealed_langevin(step: float = 0.1, corrections: int = 5) -> Solver:
     grid ends in 0, x = D of the last level. corrections (n - 1) + 1 evaluations. Order 0, see `predictor_corrector`,
     whose 4 snr^2 is this step; and the levels must lie close for so many corrections to follow.
     """
-    _positive("step", step)
-    _whole("corrections", corrections, 1)
+    _check.positive("step", step)
+    _check.whole("corrections", corrections, 1)
 
     def rows(sigmas: Any, to_zero: bool) -> Rows:
         xp = numpy_for(sigmas)
@@ -285,13 +286,3 @@ def _not_negative(name: str, value: float) -> float:
     if not 0 <= value < np.inf:
         raise ValueError(f"{name} = {value}: must be finite and >= 0")
     return value
-
-
-def _positive(name: str, value: float) -> None:
-    if not 0 < value < np.inf:
-        raise ValueError(f"{name} = {value}: must be finite and > 0")
-
-
-def _whole(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ValueError(f"{name} = {value!r}: must be an integer >= {least}")
