@@ -3,8 +3,9 @@
     python -m experiments.bench_solvers --out bench/                            # diffax alone
     python -m experiments.bench_solvers --out bench/ --peers bench/peers.json   # beside others, after make bench-peers
 
-writes solvers.json, solvers.png and solvers.html; cells/ keeps what is measured, so a run that was stopped goes on
-where it was (remove it to measure anew). With --auto and --fit grids and coefficients are found for each target.
+writes solvers.json with the best choices of each cell, solvers.png and solvers.html; cells/ keeps all that is measured,
+so a run that was stopped goes on where it was (remove it to measure anew). With --auto and --fit grids and coefficients
+are found for each target.
 Targets, references and errors are described in `experiments/bench/targets.py`, diffax's solvers and grids are listed in
 `experiments/bench/ours.py`, those of k-diffusion, diffusers and azula, which run in an environment of their own, in
 `experiments/bench/libraries.py`. The references take about ten minutes to compute, once. In a notebook:
@@ -79,7 +80,7 @@ def main() -> None:
     for t in chosen:
         count, end = t.seeds, ends[t.name]
         errors["diffax"][t.name] = {
-            str(n): kept(f"{t.name}-{count}-{n}", ours.errors, t, end, n) for n in _bar(t.name)(budgets)
+            str(n): kept(f"{t.name}-{count}-{n}-{ours.LISTED}", ours.errors, t, end, n) for n in _bar(t.name)(budgets)
         }
         found: dict[str, Any] = {}
         for name, nfe in _bar(f"{t.name}: fit")([(name, n) for name, budget in fits.items() for n in budget]):
@@ -103,11 +104,13 @@ def main() -> None:
         result["speed"] = {"diffax": ours.timings(SPEED.value)} | (
             {"peers": peers["speed"]} if peers and "speed" in peers else {}
         )
-    write_json(out / "solvers.json", result | {"environment": environment()})
-    result = read_json(out / "solvers.json")
+    result["environment"] = environment()
     picture = report.plot(result)
     (out / "solvers.png").write_bytes(picture)
     (out / "solvers.html").write_text(report.page(result, picture))
+    said: dict[str, Any] = {"summary": report.summary(errors)}
+    said |= {f"single_choices_{side}": dict(report.fixed_choices(errors, side)[:15]) for side in ("diffax", "peers")}
+    write_json(out / "solvers.json", said | result | {"errors": report.digest(errors)})
     print("\n".join(report.summary(result["errors"])))
     print(f"{out / 'solvers.json'}, {out / 'solvers.png'}, {out / 'solvers.html'}")
 

@@ -6,6 +6,7 @@ as the other libraries have it, the denoiser exact to float64.
 """
 
 import functools
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -131,6 +132,10 @@ GRIDS |= {
     "plain(sigma_data=0.5)": lambda n: dx.grids.plain(n, sigma_data=0.5),
     "plain(sigma_data=4)": lambda n: dx.grids.plain(n, sigma_data=4.0),
 }
+
+
+LISTED = f"{zlib.crc32(repr([*SOLVERS, *GRIDS]).encode()):08x}"
+"""Tells one list of solvers and grids from another."""
 
 
 def _fitted_grid(denoise: Callable, pilots: Array, n: int) -> tuple[Any, Solver]:

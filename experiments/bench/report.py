@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Cell", "cells", "fixed_choices", "found_for_the_model", "page", "plot", "summary"]
+__all__ = ["Cell", "cells", "digest", "fixed_choices", "found_for_the_model", "page", "plot", "summary"]
 
 Errors = dict[str, dict[str, dict[str, dict[str, float]]]]
 DEFAULT = "default/plain"
@@ -57,6 +57,20 @@ def fixed_choices(errors: dict[str, Errors], side: str, kind: str = "mean") -> l
             logs.setdefault(choice, []).append(np.log(max(error[kind], 1e-12) / best))
     full = ((choice, float(np.exp(np.mean(log)))) for choice, log in logs.items() if len(log) == len(yardstick))
     return sorted(full, key=lambda pair: pair[1])
+
+
+def digest(errors: dict[str, Errors], most: int = 12) -> dict[str, Errors]:
+    """What is worth keeping of each cell: the `most` best choices by mean and by median, and the default; 4 digits."""
+
+    def best(row: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+        first = [sorted(row, key=lambda choice: row[choice][kind])[:most] for kind in ("mean", "median")]
+        names = [name for name in row if name in {*first[0], *first[1], DEFAULT}]
+        return {name: {kind: float(f"{value:.4g}") for kind, value in row[name].items()} for name in names}
+
+    return {
+        side: {target: {nfe: best(row) for nfe, row in table.items()} for target, table in targets.items()}
+        for side, targets in errors.items()
+    }
 
 
 def summary(errors: dict[str, Errors]) -> list[str]:
