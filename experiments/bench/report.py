@@ -18,7 +18,7 @@ Errors = dict[str, dict[str, dict[str, dict[str, float]]]]
 DEFAULT = "default/plain"
 """What `dx.sample` does when nothing is asked of it."""
 
-OURS, THEIRS, INK, FAINT = "#0b7a75", "#c8553d", "#222222", "#d9d9d9"
+OURS, THEIRS, FITTED, INK, FAINT = "#0b7a75", "#c8553d", "#d9a404", "#222222", "#d9d9d9"
 
 
 class Cell(NamedTuple):
@@ -123,7 +123,7 @@ def _best(row: dict[str, dict[str, float]], kind: str) -> tuple[str, float]:
 
 
 def plot(result: dict[str, Any]) -> bytes:
-    """A PNG: error against NFE, a panel a target, the best of diffax and of the peers, mean and median."""
+    """A PNG: error against NFE, a panel a target, the best of diffax, fixed and fitted, and of the peers."""
     from matplotlib.figure import Figure
 
     errors, titles = result["errors"], result["targets"]
@@ -132,6 +132,11 @@ def plot(result: dict[str, Any]) -> bytes:
     figure = Figure(figsize=(4.6 * columns, 3.7 * rows + 0.6), dpi=130, layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     handles: dict[str, Any] = {}
+
+    def fitted(target: str, nfe: int, kind: str) -> float:
+        row = errors.get("fitted", {}).get(target, {}).get(str(nfe))
+        return _best(row, kind)[1] if row else np.nan
+
     for axes, (target, title) in zip(panels, titles.items(), strict=False):
         for kind, style in (("mean", "-"), ("median", ":")):
             here = [c for c in cells(errors, kind) if c.target == target]
@@ -139,6 +144,7 @@ def plot(result: dict[str, Any]) -> bytes:
             for label, colour, values in (
                 ("diffax", OURS, [c.ours[1] for c in here]),
                 ("best peer", THEIRS, [c.theirs[1] if c.theirs else np.nan for c in here]),
+                ("diffax, fitted", FITTED, [fitted(target, n, kind) for n in nfe]),
             ):
                 if np.isfinite(values).any():
                     look = {"color": colour, "linestyle": style, "marker": "o" if kind == "mean" else "."}
@@ -155,7 +161,7 @@ def plot(result: dict[str, Any]) -> bytes:
     for axes in panels[len(titles) :]:
         axes.set_visible(False)
     figure.legend(
-        handles.values(), handles.keys(), loc="outside upper center", ncols=2 * min(columns, 2), frameon=False
+        handles.values(), handles.keys(), loc="outside upper center", ncols=min(2 * columns, 6), frameon=False
     )
     stream = io.BytesIO()
     figure.savefig(stream, format="png")
