@@ -111,7 +111,7 @@ def main() -> None:
     said: dict[str, Any] = {"summary": report.summary(errors)}
     said |= {f"single_choices_{side}": dict(report.fixed_choices(errors, side)[:15]) for side in ("diffax", "peers")}
     write_json(out / "solvers.json", said | result | {"errors": report.digest(errors)})
-    print("\n".join(report.summary(result["errors"])))
+    print("\n".join(said["summary"]))
     print(f"{out / 'solvers.json'}, {out / 'solvers.png'}, {out / 'solvers.html'}")
 
 

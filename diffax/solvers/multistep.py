@@ -138,22 +138,25 @@ def unipc(
     chosen = _space(space, x0=integral.x0(), eps=integral.eps())
     exact = integral.exact(chosen, integral.log_sigma())
 
-    def half(s: Any, t: Any) -> Any:
-        """B / 2 in units of x: what (g_1 - g_0) / r_1 is multiplied by."""
-        h = numpy_for((s, t)).log(s / t)
-        # bh2: the whole weight of a constant g, s - t of -eps or (s - t) / s of D; bh1: h in its place
+    def two(s: Any, t: Any, h: Any) -> tuple[Any, Any]:
+        """The weight of a constant g, and B / 2 in units of x: what (g_1 - g_0) / r_1 is multiplied by."""
         whole = exact([s], s, t)[0]
-        return whole / 2 if variant == "bh2" else (h / 2 if space == "x0" else -t * h / 2)
+        return whole, (whole if variant == "bh2" else h if space == "x0" else -t * h) / 2
 
     def predict(nodes: Any, s: Any, t: Any) -> list[Any]:
         if len(nodes) != 2:
             return exact(nodes, s, t)
         xp = numpy_for((nodes, s, t))
-        slope = half(s, t) * xp.log(s / t) / xp.log(nodes[1] / s)
-        return [exact([s], s, t)[0] + slope, -slope]
+        h = xp.log(s / t)
+        whole, half = two(s, t, h)
+        slope = half * h / xp.log(nodes[1] / s)
+        return [whole + slope, -slope]
 
     def again(nodes: Any, s: Any, t: Any) -> list[Any]:
-        return [half(s, t), exact([s], s, t)[0] - half(s, t)] if len(nodes) == 2 else exact(nodes, s, t)
+        if len(nodes) != 2:
+            return exact(nodes, s, t)
+        whole, half = two(s, t, numpy_for((s, t)).log(s / t))
+        return [half, whole - half]
 
     reached = min(order + 1, 4 if bootstrap else 3) if corrector else order if bootstrap else min(order, 2)
     return multistep(

@@ -23,7 +23,7 @@ from diffax import _check
 from diffax.solvers import integral
 from diffax.solvers.linear import Rows, Solver, columns, end_at_zero, linear, numpy_for, single_step
 from diffax.solvers.multistep import multistep, power_space, published_x0
-from diffax.solvers.single_step import Noise, three_stages, two_stages
+from diffax.solvers.single_step import Noise, heun_stages, three_stages, two_stages
 
 __all__ = [
     "ancestral",
@@ -69,14 +69,10 @@ def edm_stochastic(churn: float = 40.0, s_min: float = 0.05, s_max: float = 50.0
         gamma = xp.where((s >= s_min) & (s <= s_max), min(churn / len(s), 2**0.5 - 1), 0.0)
         hat = s * (1 + gamma)
         raised = s_noise * s * xp.sqrt(gamma * (2 + gamma))
-        stay, half = columns(s, 1, 0, 0), (t - hat) / 2
-        average = columns(s, 1, half, half)
-        return [
-            Rows(hat, columns(s, 1, t - hat, 0), stay, columns(s, 1 / hat, -1 / hat), raised if churn > 0 else None),
-            Rows(t, average, average, columns(s, 1 / t, -1 / t), 0 * s if churn > 0 else None),
-        ]
+        first, second = heun_stages(hat, t)
+        return [first._replace(before=raised), second._replace(before=0 * s)]
 
-    return single_step(2, 2, stages, stochastic=churn > 0)
+    return single_step(2, 2, stages if churn > 0 else heun_stages, stochastic=churn > 0)
 
 
 def dpmpp_1_sde(eta: float = 1.0) -> Solver:
@@ -128,8 +124,7 @@ def er_sde(order: int = 3) -> Solver:
     three this is the parabola through them: the published code takes the difference of the newest two for the
     derivative at the newest, as if they were no distance apart. Of order min(order, 2) in distribution.
     """
-    if order not in (1, 2, 3):
-        raise ValueError(f"order = {order!r}: must be 1, 2 or 3")
+    _check.whole("order", order, 1, 3)
 
     def g(s: Any) -> Any:
         return numpy_for(s).exp(s**0.3) + 10
@@ -161,10 +156,8 @@ def sa_solver(
     Order 2; for tau = 0 min(predictor + 1, corrector), without bootstrap at most 3.
     """
     _not_negative("tau", tau)
-    for name, value in (("predictor", predictor), ("corrector", corrector)):
-        least = 1 if name == "predictor" else 2
-        if value not in range(least, 5):
-            raise ValueError(f"{name} = {value!r}: must be an integer from {least} to 4")
+    _check.whole("predictor", predictor, 1, 4)
+    _check.whole("corrector", corrector, 2, 4)
     low, high = (0.0, np.inf) if interval is None else interval
     if not 0 <= low < high:
         raise ValueError(f"interval = {interval}: must be (low, high) in sigma with 0 <= low < high")

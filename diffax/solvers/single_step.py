@@ -12,7 +12,7 @@ from diffax.solvers.integral import Space
 from diffax.solvers.linear import Rows, Solver, columns, linear, single_step
 
 __all__ = ["dpm2", "dpm_solver_2", "dpm_solver_3", "dpmpp_2s", "dpmpp_3s", "euler", "heun", "rk4", "runge_kutta"]
-__all__ += ["three_stages", "two_stages"]
+__all__ += ["heun_stages", "three_stages", "two_stages"]
 
 Noise = Callable[[Any, Any], Any]
 
@@ -33,7 +33,7 @@ def heun() -> Solver:
 
     Order 2; 2n - 1 evaluations, since the step to sigma = 0 is Euler's.
     """
-    return _runge_kutta(2, [[1.0]], [0.5, 0.5], integral.eps(), integral.sigma())
+    return single_step(2, 2, heun_stages)
 
 
 def rk4() -> Solver:
@@ -58,7 +58,11 @@ def runge_kutta(inner: Sequence[Sequence[float]], final: Sequence[float], order:
         )
     if not abs(sum(final) - 1) < 1e-12:
         raise ValueError(f"final = {final}: must sum to 1")
-    return _runge_kutta(order, inner, final, integral.log(), integral.log_sigma())
+    return single_step(
+        order,
+        len(final),
+        lambda s, t: _runge_kutta(inner, final, integral.log(), integral.log_sigma(), s, t),
+    )
 
 
 def dpm2() -> Solver:
@@ -95,30 +99,27 @@ def dpmpp_3s(r1: float = 1 / 3, r2: float = 2 / 3) -> Solver:
 # ---- parts ----------------------------------------------------------------------------------------------------------
 
 
+def heun_stages(s: Any, t: Any) -> list[Rows]:
+    """Both stages of Heun's step from s to t."""
+    return _runge_kutta([[1.0]], [0.5, 0.5], integral.eps(), integral.sigma(), s, t)
+
+
 def _runge_kutta(
-    order: int,
-    inner: Sequence[Sequence[float]],
-    final: Sequence[float],
-    space: Space,
-    time: integral.Coordinate,
-) -> Solver:
-    """Classical Runge-Kutta for d(mu x) = g dnu, where mu = 1 and nu is the coordinate."""
+    inner: Sequence[Sequence[float]], final: Sequence[float], space: Space, time: integral.Coordinate, s: Any, t: Any
+) -> list[Rows]:
+    """The stages of classical Runge-Kutta for d(mu x) = g dnu, where mu = 1 and nu is the coordinate."""
     tableau = [*inner, final]
     count = len(tableau)
     levels = [0.0, *(sum(row) for row in inner)]
-
-    def stages(s: Any, t: Any) -> list[Rows]:
-        start, h = time.of(s), time.of(t) - time.of(s)
-        rows = []
-        for i, row in enumerate(tableau):
-            level = s if levels[i] == 0 else t if levels[i] == 1 else time.sigma(start + levels[i] * h)
-            to = columns(s, 1, *[h * row[i - j] if j <= i else 0 for j in range(count)])  # the newest value first
-            stay = columns(s, 1, *[0] * count)
-            assert space.value is not None
-            rows.append(Rows(level, to, to if i == count - 1 else stay, columns(s, *space.value(level))))
-        return rows
-
-    return single_step(order, count, stages)
+    start, h = time.of(s), time.of(t) - time.of(s)
+    rows = []
+    for i, row in enumerate(tableau):
+        level = s if levels[i] == 0 else t if levels[i] == 1 else time.sigma(start + levels[i] * h)
+        to = columns(s, 1, *[h * row[i - j] if j <= i else 0 for j in range(count)])  # the newest value first
+        stay = columns(s, 1, *[0] * count)
+        assert space.value is not None
+        rows.append(Rows(level, to, to if i == count - 1 else stay, columns(s, *space.value(level))))
+    return rows
 
 
 def two_stages(space: Space, r: float, noise: Noise | None = None) -> Solver:

@@ -24,6 +24,7 @@ from experiments.bench.targets import SIGMA_MAX, SIGMA_MIN, Target
 __all__ = [
     "FITTED",
     "GRIDS",
+    "LISTED",
     "SDE_SOLVERS",
     "SOLVERS",
     "errors",
@@ -53,8 +54,8 @@ SOLVERS: dict[str, Solver] = {
     "unipc(3, bootstrap)": s.unipc(3, bootstrap=True),
     "unipc(4)": s.unipc(4),
     **{
-        f"unipc({order}, {space}lower end)": s.unipc(order, space="x0" if not space else "eps", lower_order_final=True)
-        for space in ("", "eps, ")
+        f"unipc({order}, {label}lower end)": s.unipc(order, space=space, lower_order_final=True)
+        for label, space in (("", "x0"), ("eps, ", "eps"))
         for order in (2, 3, 4)
     },
     **{f"unipc({order}, eps)": s.unipc(order, space="eps") for order in (2, 3)},
@@ -75,20 +76,16 @@ SOLVERS: dict[str, Solver] = {
 """Solvers of the ODE."""
 
 SDE_SOLVERS: dict[str, Solver] = {
-    name: make()
-    for name in (
-        "ancestral",
-        "edm_stochastic",
-        "dpmpp_1_sde",
-        "dpmpp_2s_sde",
-        "dpmpp_2m_sde",
-        "dpmpp_3m_sde",
-        "dpmpp_3s_sde",
-        "er_sde",
-        "sa_solver",
-        "predictor_corrector",
-    )
-    if (make := getattr(s, name, None))
+    "ancestral": s.ancestral(),
+    "edm_stochastic": s.edm_stochastic(),
+    "dpmpp_1_sde": s.dpmpp_1_sde(),
+    "dpmpp_2s_sde": s.dpmpp_2s_sde(),
+    "dpmpp_2m_sde": s.dpmpp_2m_sde(),
+    "dpmpp_3m_sde": s.dpmpp_3m_sde(),
+    "dpmpp_3s_sde": s.dpmpp_3s_sde(),
+    "er_sde": s.er_sde(),
+    "sa_solver": s.sa_solver(),
+    "predictor_corrector": s.predictor_corrector(),
 }
 """Solvers that draw noise: judged by the distribution that they give."""
 
@@ -122,16 +119,13 @@ GRIDS: dict[str, Callable[[int], np.ndarray]] = {
     "edm": _grid(dx.schedules.edm()),
     "laplace": _grid(dx.schedules.laplace()),
     "align_your_steps": _grid(dx.schedules.align_your_steps("stable_video_diffusion")),
-}
-"""n -> [n + 1] sigmas that end at 0: the four that all libraries are given, and some of `dx.schedules`."""
-
-GRIDS |= {
     "exp to 0.01": lambda n: common.exponential(n, 0.01),
     "exp to 0.03": lambda n: common.exponential(n, 0.03),
     "plain": dx.grids.plain,
     "plain(sigma_data=0.5)": lambda n: dx.grids.plain(n, sigma_data=0.5),
     "plain(sigma_data=4)": lambda n: dx.grids.plain(n, sigma_data=4.0),
 }
+"""n -> [n + 1] sigmas that end at 0: the four that all libraries are given, some of `dx.schedules`, and plain ones."""
 
 
 LISTED = f"{zlib.crc32(repr([*SOLVERS, *GRIDS]).encode()):08x}"
@@ -185,8 +179,8 @@ def errors(target: Target, end: np.ndarray, nfe: int) -> dict[str, dict[str, flo
         x = target.start()
         run = sampler(target.denoiser())
         for name, solver in SOLVERS.items():
-            for grid, sigmas in GRIDS.items():
-                if (n := steps(solver, nfe)) is not None:
+            if (n := steps(solver, nfe)) is not None:
+                for grid, sigmas in GRIDS.items():
                     _note(row, f"{name}/{grid}", run(solver, sigmas(n), x), end)
     return row
 
