@@ -130,7 +130,7 @@ def unipc(
     (corrector), whatever the variant; with two they are the paper's, B(h) / 2 with B = h ("bh1") or exp(h) - 1 ("bh2"),
     h being -h in data space. The corrector raises the order by one and costs nothing: it reuses the evaluation at the
     predicted point. The first step holds it to 3 at most, with a bootstrap (one more evaluation from order 3 on) to 4.
-    lower_order_final lets the order fall to 1 over the last steps, as the authors' code does below 15 steps.
+    lower_order_final: the order falls to 1 over the last steps to sigma > 0, as the authors' code does below 15 steps.
     """
     _check.whole("order", order, 1, 4)
     if variant not in ("bh1", "bh2"):
@@ -191,7 +191,7 @@ def multistep(
       rule: (nodes, s, t) -> coefficients, for nodes = [s], [s, the level before], ...
       corrector: the number of values of a second rule, whose nodes begin with t, and that rule. When D is known at the
         predicted point, the step that led there is taken again by it.
-      lower_order_final: whether the last steps take fewer values again: 2 the last but one, 1 the last.
+      lower_order_final: whether the last steps to t > 0 take fewer values again: 2 the last but one, 1 the last.
       finite: whether the rule holds for t = 0; if not, the step to 0 is x = D. If so, it is the rule's, of lower order
         where the step is so long that the order would amplify errors.
       declared: the order that it has, `order` by default.
@@ -212,14 +212,15 @@ def multistep(
         if cut:
             t = xp.concatenate([t[:-1], s[-1:] / 2])  # stands in for 0
         ratio = space.mu(s) / space.mu(t)
-        taken = _coefficients(rule, order, sigmas, t, 0, width, lower_order_final)
+        falling = n - cut if lower_order_final else None
+        taken = _coefficients(rule, order, sigmas, t, 0, width, falling)
         if to_zero and finite:
             taken = xp.concatenate([taken[:-1], _to_zero(rule, order, s, width)])
         point = xp.concatenate([ratio[:, None], taken], axis=1)
         state = point
         if corrector is not None and n > 1:
             # Row i first takes the step from i - 1 to i again, then predicts; row 0 has none to take again.
-            again = _coefficients(corrector[1], corrector[0], sigmas, t, 1, width, lower_order_final)
+            again = _coefficients(corrector[1], corrector[0], sigmas, t, 1, width, falling)
             again = xp.concatenate([ratio[:-1, None], again], axis=1)
             state = xp.concatenate([columns(s[:1], 1, *[0] * width), again], axis=0)
             point = xp.concatenate([0 * ratio[:, None], point[:, 1:]], axis=1) + ratio[:, None] * state
@@ -235,17 +236,17 @@ def multistep(
     return linear(order if declared is None else declared, lambda n: n + parts, rows, stochastic=noise is not None)
 
 
-def _coefficients(rule: Rule, most: int, sigmas: Any, t: Any, ahead: int, width: int, lower: bool) -> Any:
+def _coefficients(rule: Rule, most: int, sigmas: Any, t: Any, ahead: int, width: int, falling: int | None) -> Any:
     """[steps, width, ...]: the coefficients of step i, through min(most, i + 1 + ahead) values, then zeros.
 
     ahead = 1 for a corrector, whose first value is that at the end of the step; its last step is not taken again.
-    lower: through fewer in the last steps too.
+    falling: through fewer in the last of so many steps too.
     """
     xp = numpy_for((sigmas, t))
     step = np.arange(len(t) - ahead)
     counts = np.minimum(most, step + 1 + ahead)
-    if lower:
-        counts = np.minimum(counts, len(t) - step + ahead)
+    if falling is not None:
+        counts = np.minimum(counts, np.maximum(falling - step, 1) + ahead)
     groups, order = [], []
     for count in np.unique(counts):
         steps = np.flatnonzero(counts == count)

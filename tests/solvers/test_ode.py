@@ -458,6 +458,9 @@ def test_unipc_in_noise_space_and_with_a_lower_order_at_the_end(name, order):
     variant = "bh1" if "bh1" in name else "bh2"
     paper = functools.partial(unipc, order=order, variant=variant, corrector=True, space=space, lower=lower)
     in_vp(f"{name}, {order})", paper)
+    x, last = start(4, 12.0), np.append(GRID, 0.0)  # a step to 0 denoises and does not count among the last
+    ends = solve(f"{name}, {order})", last, x), denoise(solve(f"{name}, {order})", GRID, x), GRID[-1])
+    np.testing.assert_allclose(*ends, rtol=0, atol=1e-12)
 
 
 def adams(order, times, decay, value, weight, x, finish=1.0):
