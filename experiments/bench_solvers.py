@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import flags
 from tqdm import tqdm
 
@@ -121,6 +122,7 @@ def _kept(folder: Path, name: str, compute: Callable, *arguments: Any) -> Any:
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, compute(*arguments))
+        jax.clear_caches()  # hundreds of small programs a cell: thousands in one process are more than XLA survives
     return read_json(path)
 
 
