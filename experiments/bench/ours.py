@@ -139,11 +139,16 @@ def _fitted_grid(denoise: Callable, pilots: Array, n: int) -> tuple[Any, Solver]
     return dx.grids.fit(denoise, pilots, n, solver=solver), solver
 
 
+def _fitted_solver(denoise: Callable, pilots: Array, n: int) -> tuple[Any, Solver]:
+    """With more iterations where they cost little."""
+    return dx.grids.fit_solver(denoise, pilots, n, iterations=1000 if pilots.size < 10_000 else 400)
+
+
 Choice = Callable[[Callable, Array, int], tuple[Any, Solver]]
 FITTED: dict[str, tuple[int, Choice]] = {
     "default/auto": (64, lambda denoise, x, n: (dx.grids.auto(denoise, x, n), s.default())),
     "fitted grid": (256, _fitted_grid),
-    "fitted solver": (256, lambda denoise, x, n: dx.grids.fit_solver(denoise, x, n)),
+    "fitted solver": (1024, _fitted_solver),
 }
 """name -> (pilots, (denoise, pilots [count, ...] at SIGMA_MAX, NFE) -> (sigmas, solver)): found for a model and an NFE,
 on other noise than that of the errors."""
@@ -191,7 +196,7 @@ def fitted(target: Target, end: np.ndarray, nfe: int, name: str) -> dict[str, di
     pilots, find = FITTED[name]
     with jax.enable_x64(target.mixture is not None):
         denoise = target.denoiser()
-        sigmas, solver = find(denoise, jnp.asarray(target.pilot(min(pilots, target.seeds))), nfe)
+        sigmas, solver = find(denoise, jnp.asarray(target.pilot(min(pilots, target.pilots))), nfe)
         _note(row, name, sampler(denoise)(solver, sigmas, target.start()), end)
     return row
 

@@ -90,6 +90,7 @@ class Target(NamedTuple):
       name, title: short, and in words.
       shape: of one sample.
       seeds: how many starts errors are averaged over.
+      pilots: how many others at most to learn from.
       mixture: the distribution in float64; None for a network.
       network, made_of: denoise(x, sigma) in JAX where there is no mixture, which computes in the dtype of x; and a hash
         of its parameters.
@@ -104,6 +105,7 @@ class Target(NamedTuple):
     network: Callable | None = None
     made_of: str = ""
     steps: int = 4096
+    pilots: int = 64
 
     def start(self) -> np.ndarray:
         """[seeds, ...] float32 at sigma = 80: always the same, and the first of any more."""
@@ -210,13 +212,13 @@ def _gaussians() -> Target:
     axes = np.stack([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]).transpose(2, 0, 1)
     std = np.stack([np.linspace(0.1, 0.25, 9), np.linspace(0.05, 0.02, 9)], -1)
     mixture = Mixture(grid, np.zeros(9), std**2, axes)
-    return Target("gaussians", "9 turned ellipses on a grid, 2-D", (2,), 256, mixture)
+    return Target("gaussians", "9 turned ellipses on a grid, 2-D", (2,), 256, mixture, pilots=1024)
 
 
 def _digits() -> Target:
     images = _images("digits") / 8 - 1
     mixture = Mixture(images, np.zeros(len(images)), np.float64(0.05**2))
-    return Target("digits", "1,797 digits with std 0.05, 64-D", (64,), 256, mixture)
+    return Target("digits", "1,797 digits with std 0.05, 64-D", (64,), 256, mixture, pilots=256)
 
 
 def _mnist() -> Target:
@@ -231,7 +233,7 @@ def _curve() -> Target:
     waves = np.arange(1, 5)[:, None] * 2 * np.pi * t
     means = (np.concatenate([np.cos(waves), np.sin(waves)]) / np.tile([1, 2, 3, 4], 2)[:, None]).T
     mixture = Mixture(means, np.zeros(200), np.float64(0.02**2))
-    return Target("curve", "200 points of a closed curve with std 0.02, 8-D", (8,), 256, mixture)
+    return Target("curve", "200 points of a closed curve with std 0.02, 8-D", (8,), 256, mixture, pilots=1024)
 
 
 def _spiral() -> Target:
@@ -242,9 +244,8 @@ def _spiral() -> Target:
     turn = angle + np.arctan(angle)  # the direction of the curve
     axes = np.stack([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]).transpose(2, 0, 1)
     std = t[:, None] * np.array([1.0, 0.2])
-    return Target(
-        "spiral", "a spiral of 40 ellipses, radius 12, 2-D", (2,), 256, Mixture(means, np.log(t), std**2, axes)
-    )
+    mixture = Mixture(means, np.log(t), std**2, axes)
+    return Target("spiral", "a spiral of 40 ellipses, radius 12, 2-D", (2,), 256, mixture, pilots=1024)
 
 
 def _in_float64(denoise: Callable) -> Callable[[Any, Any], np.ndarray]:
