@@ -134,7 +134,8 @@ def plot(result: dict[str, Any]) -> bytes:
     handles: dict[str, Any] = {}
 
     def fitted(target: str, nfe: int, kind: str) -> float:
-        row = errors.get("fitted", {}).get(target, {}).get(str(nfe))
+        row = errors.get("fitted", {}).get(target, {}).get(str(nfe), {})
+        row = {name: error for name, error in row.items() if name.startswith("fitted")}
         return _best(row, kind)[1] if row else np.nan
 
     for axes, (target, title) in zip(panels, titles.items(), strict=False):
