@@ -1,6 +1,21 @@
 """Networks, the only part of diffax written in Flax. Outside, a network is a `Network`: init and apply."""
 
+from diffax.models.dit import dit
+from diffax.models.edm2 import edm2
 from diffax.models.network import Network, from_linen, from_nnx
+from diffax.models.presets import PRESETS, parameters, preset
 from diffax.models.unet import unet
+from diffax.models.uvit import uvit
 
-__all__ = ["Network", "from_linen", "from_nnx", "unet"]
+__all__ = [
+    "PRESETS",
+    "Network",
+    "dit",
+    "edm2",
+    "from_linen",
+    "from_nnx",
+    "parameters",
+    "preset",
+    "unet",
+    "uvit",
+]

@@ -8,13 +8,17 @@ params is a plain nested dict of arrays, x and F are [batch, ...] float, c_noise
 network is conditioned on (or None). Adapters make one from a Flax Linen or a Flax NNX module.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import nnx
 from jax import Array
+
+from diffax.models.layers import Drawn, draw
 
 __all__ = ["Network", "from_linen", "from_nnx"]
 
@@ -33,11 +37,19 @@ def from_linen(module: nn.Module, shape: tuple[int, ...], cond: Any = None) -> N
       module: has parameters only (no batch statistics), and draws its dropout from the rng named "dropout".
       shape: of one sample, e.g. (height, width, channels).
       cond: a condition of a batch of one, to initialise with, or None.
+
+    A module all of whose parameters say how they are drawn (`diffax.models.layers.Drawn`, as those of this package do)
+    is initialised by one draw; another by its own initialisers, which may take longer to compile than a train step.
     """
 
+    def initialise(key: Array) -> Any:
+        return module.init(key, jnp.zeros((1, *shape)), jnp.zeros(1), cond, train=False)["params"]
+
     def init(key: Array) -> Any:
-        x, c_noise = jnp.zeros((1, *shape)), jnp.zeros(1)
-        return module.init(key, x, c_noise, cond, train=False)["params"]
+        shapes = jax.eval_shape(initialise, key)
+        if all(isinstance(leaf, Drawn) for leaf in jax.tree.leaves(shapes, is_leaf=lambda a: isinstance(a, Drawn))):
+            return jax.jit(functools.partial(draw, shapes))(key)
+        return nn.meta.unbox(initialise(key))
 
     def apply(params: Any, x: Array, c_noise: Array, cond: Any = None, *, key: Array | None = None) -> Array:
         rngs = None if key is None else {"dropout": key}

@@ -1,0 +1,91 @@
+"""What a network may be told besides x and the noise level, under the same names for every architecture.
+
+| name | array | |
+|---|---|---|
+| label | [batch] int in [0, num_classes] | a class; num_classes says "no label", for classifier-free guidance |
+| vector | [batch, vector] | such as the embedding of a text |
+| tokens | [batch, any number, tokens] | such as a text's words, by cross-attention |
+| image | [batch, ..., image] | as large as x, joined to it: for super-resolution, inpainting |
+| augment | [batch, augment] | how the training image was augmented, zeros for "not at all" (EDM, appendix F.2) |
+
+cond is a dict of these, or the one array of a network that takes one. What is left out counts as "no label" or zeros.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from diffax import _check
+from diffax.models.layers import Dense
+
+__all__ = ["Conditions", "added", "checked", "given", "joined"]
+
+Conditions = tuple[tuple[str, int], ...]
+"""(name, size) of each that a network takes."""
+
+
+def checked(
+    num_classes: int | None = None,
+    vector: int | None = None,
+    tokens: int | None = None,
+    image: int | None = None,
+    augment: int | None = None,
+) -> Conditions:
+    """From the arguments of a constructor; None is left out. Raises ValueError unless they are positive integers."""
+    for name, size in (("num_classes", num_classes), ("vector", vector), ("tokens", tokens), ("image", image)):
+        if size is not None:
+            _check.whole(name, size)
+    if augment is not None:
+        _check.whole("augment", augment)
+    sizes = {"label": num_classes, "vector": vector, "tokens": tokens, "image": image, "augment": augment}
+    return tuple((name, size) for name, size in sizes.items() if size is not None)
+
+
+def given(cond: Any, takes: Conditions, x: Array) -> dict[str, Array]:
+    """All conditions of x [batch, ...], null where cond has none; labels as rows with a 1, or of zeros for "no label".
+
+    Raises ValueError for what the network does not take.
+    """
+    names = [name for name, _ in takes]
+    if not names:
+        return {}
+    if cond is None:
+        cond = {}
+    elif not isinstance(cond, Mapping):
+        if len(names) > 1:
+            raise ValueError(f"cond is an array: must be a dict of {', '.join(names)}, which this network takes")
+        cond = {names[0]: cond}
+    if unknown := set(cond) - set(names):
+        raise ValueError(f"cond has {', '.join(sorted(unknown))}: this network takes {', '.join(names)}")
+    batch, found = x.shape[0], {}
+    for name, size in takes:
+        value = cond.get(name)
+        if value is None:
+            shape = {"tokens": (batch, 1, size), "image": (*x.shape[:-1], size)}.get(name, (batch, size))
+            value = jnp.zeros(shape)
+        elif name == "label":
+            value = jax.nn.one_hot(value, size)
+        elif value.shape[-1] != size or value.shape[0] != batch:
+            raise ValueError(f"cond {name} is of shape {value.shape}: must be [{batch}, ..., {size}]")
+        found[name] = value
+    return found
+
+
+def joined(x: Array, conditions: Mapping[str, Array]) -> Array:
+    """x, with the image that it is conditioned on in further channels."""
+    return jnp.concatenate([x, conditions["image"].astype(x.dtype)], axis=-1) if "image" in conditions else x
+
+
+def added(h: Array, conditions: Mapping[str, Array], *names: str, use_bias: bool = True, **kind: Any) -> Array:
+    """h [batch, width] plus a dense layer of each condition named that is there. To be called within a module."""
+    for name in names:
+        if name in conditions:
+            value = conditions[name]
+            gain = math.sqrt(value.shape[-1]) if name == "label" else 1.0  # one entry is 1, all others are 0
+            bias = use_bias and name != "augment"
+            h = h + Dense(h.shape[-1], gain, use_bias=bias, **kind, name=name)(value.astype(h.dtype))
+    return h
