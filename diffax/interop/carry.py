@@ -1,6 +1,6 @@
 """Carries tensors of another framework into diffax's parameters, or says all that does not fit.
 
-    params = carry(network, found, name)
+    params = carry(network.init, found, name)
 
 name(path) tells for each of the network's parameters, by its path such as ("down1_block0", "conv0", "kernel"), which
 tensor it is. PyTorch's dense layers are [out, in] and its convolutions [out, in, height, width]; here the outputs come
@@ -31,23 +31,24 @@ class Loaded(NamedTuple):
 
 
 def carry(
-    network: Network,
+    init: Callable[[Any], Any],
     found: Tensors,
     name: Callable[[Path], str],
     *,
     change: Callable[[Path, np.ndarray], np.ndarray] = lambda path, tensor: tensor,
     ignore: Callable[[str], bool] = lambda name: False,
 ) -> Any:
-    """The network's parameters, float32, from the tensors found.
+    """The parameters that init(key) would make, from the tensors found, float32.
 
     Args:
+      init: of a network.
       name: path of a parameter -> name of its tensor.
       change: (path, tensor in diffax's axes) -> the parameter, where more than the order of axes differs.
       ignore: tensors that need not be used.
 
     Raises: ValueError that lists all tensors that are missing, left over, or of another shape.
     """
-    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    shapes = jax.eval_shape(init, jax.random.key(0))
     leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
     made, missing, misshapen, used = [], [], [], set()
     for keys, leaf in leaves:

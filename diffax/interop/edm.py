@@ -55,7 +55,7 @@ def from_edm(
         style = style._replace(image_skips=image_skips, blur=bool(filters) and max(filters) == 4)
     channels = emb.shape[0] // 4
     if not adm and "map_noise.freqs" in found:
-        style = style._replace(noise=functools.partial(fourier, rates=tuple(found["map_noise.freqs"].tolist())))
+        style = style._replace(noise=functools.partial(fourier, rates=found["map_noise.freqs"]))
     elif not adm:
         style = style._replace(noise=DDPMPP.noise)
     style = style._replace(noise_width=emb.shape[1] // channels)
@@ -68,7 +68,8 @@ def from_edm(
         multipliers=tuple(width // channels for width in widths),
         blocks=blocks,
         attention=attention,
-        **(dict(head_channels=64) if adm else dict(heads=1)),
+        head_channels=64,
+        heads=None if adm else 1,
         num_classes=found["map_label.weight"].shape[1] if "map_label.weight" in found else None,
         augment=found["map_augment.weight"].shape[1] if "map_augment.weight" in found else None,
         out_channels=_need(found, f"{conv_out}.weight").shape[0],
@@ -101,7 +102,7 @@ def from_edm(
             return tensor * np.sqrt(len(tensor))  # there the rows with a 1 are multiplied
         return tensor
 
-    params = carry(network, found, name, change=change, ignore=_buffer)
+    params = carry(network.init, found, name, change=change, ignore=_buffer)
     return Loaded(network, params, precondition or preconditioning.edm())
 
 
@@ -115,7 +116,7 @@ def from_edm2(
     found = _under("unet.", {name: t for name, t in tensors(source).items() if not name.startswith("logvar_")})
     sides, blocks, attention = _skeleton(found, ".attn_qkv.weight")
     widths = [_need(found, f"enc.{side}x{side}_block0.conv_res0.weight").shape[0] for side in sides]
-    rates, phases = (tuple(_need(found, f"emb_fourier.{name}").tolist()) for name in ("freqs", "phases"))
+    rates, phases = (_need(found, f"emb_fourier.{name}") for name in ("freqs", "phases"))
     network = models.edm2(
         (sides[0], sides[0], _need(found, "out_conv.weight").shape[0]),
         channels=widths[0],
@@ -139,7 +140,7 @@ def from_edm2(
     def change(path: Path, tensor: np.ndarray) -> np.ndarray:
         return _qkv(tensor, tensor.shape[-1] // 3 // 64) if "qkv" in path else tensor
 
-    params = carry(network, found, name, change=change, ignore=_buffer)
+    params = carry(network.init, found, name, change=change, ignore=_buffer)
     return Loaded(network, params, precondition or preconditioning.edm())
 
 

@@ -1,7 +1,7 @@
 """Named tensors from a weight file, without running anything that the file says.
 
-`.safetensors` files hold numbers only. PyTorch's own (`.pt`, `.pth`, `.bin`, `.ckpt`) are pickles, which could run code:
-they are read by torch.load(weights_only=True), which needs torch and refuses whatever is not a tensor.
+`.safetensors` files hold numbers only. PyTorch's own (`.pt`, `.pth`, `.bin`, `.ckpt`) are pickles, which could run
+code: they are read by torch.load(weights_only=True), which needs torch and refuses whatever is not a tensor.
 """
 
 from collections.abc import Mapping

@@ -1,5 +1,6 @@
 """Networks, the only part of diffax written in Flax. Outside, a network is a `Network`: init and apply."""
 
+from diffax.models.autoencoder import Autoencoder, autoencoder
 from diffax.models.dit import dit
 from diffax.models.edm2 import edm2
 from diffax.models.network import Network, from_linen, from_nnx
@@ -9,7 +10,9 @@ from diffax.models.uvit import uvit
 
 __all__ = [
     "PRESETS",
+    "Autoencoder",
     "Network",
+    "autoencoder",
     "dit",
     "edm2",
     "from_linen",

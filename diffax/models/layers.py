@@ -85,7 +85,7 @@ def draw(shapes: Any, key: Array) -> Any:
         if leaf.std:
             value += (leaf.std * noise[end - size : end]).reshape(value.shape).astype(value.dtype)
         made.append(value)
-    return tree.unflatten(made)
+    return jax.tree_util.tree_unflatten(tree, made)
 
 
 # ---- layers ---------------------------------------------------------------------------------------------------------
@@ -102,12 +102,14 @@ def conv(features: int, size: int, dims: int, gain: float = 1.0, **options: Any)
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation in min(32, channels / 4) groups, with scale and shift, and SiLU after it if asked.
+    """Group normalisation with scale and shift, and SiLU after it if asked.
 
+    groups: how many; None for at least 4 channels in each and 32 groups at most.
     `modulation`, a pair [batch, channels] from an embedding, replaces y by y (1 + scale) + shift before the SiLU.
     """
 
     epsilon: float = 1e-5
+    groups: int | None = None
     silu: bool = False
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
@@ -120,7 +122,8 @@ class GroupNorm(nn.Module):
         if modulation is not None:
             by, add = (m.astype(jnp.float32) for m in modulation)
             scale, shift = scale * (1 + by), shift * (1 + by) + add
-        return group_norm(x, scale, shift, groups(channels), self.epsilon, self.silu).astype(self.dtype)
+        groups = self.groups or math.gcd(min(32, max(channels // 4, 1)), channels)
+        return group_norm(x, scale, shift, groups, self.epsilon, self.silu).astype(self.dtype)
 
 
 class LayerNorm(nn.Module):
@@ -140,11 +143,6 @@ class LayerNorm(nn.Module):
             h = h * self.param("scale", normal(1.0), h.shape[-1:], self.param_dtype)
             h = h + self.param("bias", normal(), h.shape[-1:], self.param_dtype)
         return h.astype(self.dtype)
-
-
-def groups(channels: int) -> int:
-    """At least 4 channels a group and 32 groups at most."""
-    return math.gcd(min(32, max(channels // 4, 1)), channels)
 
 
 def group_norm(x: Array, scale: Array, shift: Array, groups: int, epsilon: float, silu: bool) -> Array:

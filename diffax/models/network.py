@@ -20,7 +20,7 @@ from jax import Array
 
 from diffax.models.layers import Drawn, draw
 
-__all__ = ["Network", "from_linen", "from_nnx"]
+__all__ = ["Network", "from_linen", "from_nnx", "initialiser"]
 
 
 class Network(NamedTuple):
@@ -37,13 +37,25 @@ def from_linen(module: nn.Module, shape: tuple[int, ...], cond: Any = None) -> N
       module: has parameters only (no batch statistics), and draws its dropout from the rng named "dropout".
       shape: of one sample, e.g. (height, width, channels).
       cond: a condition of a batch of one, to initialise with, or None.
+    """
+    init = initialiser(module, jnp.zeros((1, *shape)), jnp.zeros(1), cond)
 
-    A module all of whose parameters say how they are drawn (`diffax.models.layers.Drawn`, as those of this package do)
-    is initialised by one draw; another by its own initialisers, which may take longer to compile than a train step.
+    def apply(params: Any, x: Array, c_noise: Array, cond: Any = None, *, key: Array | None = None) -> Array:
+        rngs = None if key is None else {"dropout": key}
+        return module.apply({"params": params}, x, c_noise, cond, train=key is not None, rngs=rngs)  # type: ignore
+
+    return Network(init, apply)
+
+
+def initialiser(module: nn.Module, *inputs: Any) -> Callable[[Array], Any]:
+    """init(key) -> parameters of a Linen module, called with the inputs.
+
+    If all of them say how they are drawn (`diffax.models.layers.Drawn`, as those of this package do), they are made by
+    one draw; if not, by the module's own initialisers, which may take longer to compile than a train step.
     """
 
     def initialise(key: Array) -> Any:
-        return module.init(key, jnp.zeros((1, *shape)), jnp.zeros(1), cond, train=False)["params"]
+        return module.init(key, *inputs)["params"]
 
     def init(key: Array) -> Any:
         shapes = jax.eval_shape(initialise, key)
@@ -51,11 +63,7 @@ def from_linen(module: nn.Module, shape: tuple[int, ...], cond: Any = None) -> N
             return jax.jit(functools.partial(draw, shapes))(key)
         return nn.meta.unbox(initialise(key))
 
-    def apply(params: Any, x: Array, c_noise: Array, cond: Any = None, *, key: Array | None = None) -> Array:
-        rngs = None if key is None else {"dropout": key}
-        return module.apply({"params": params}, x, c_noise, cond, train=key is not None, rngs=rngs)  # type: ignore
-
-    return Network(init, apply)
+    return init
 
 
 def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:

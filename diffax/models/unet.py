@@ -55,7 +55,7 @@ class Style(NamedTuple):
       skip_scale: of the sum of a block and its shortcut.
       last_only: on the way up only the last block of a level has attention.
       image_skips: the image enters every level (the "residual" encoder of NCSN++).
-      epsilon: of the normalisation.
+      epsilon, groups: of the normalisation; None for at least 4 channels in each group and 32 groups at most.
     """
 
     noise: Callable[[Array, int], Array]
@@ -69,6 +69,7 @@ class Style(NamedTuple):
     last_only: bool = False
     image_skips: bool = False
     epsilon: float = 1e-5
+    groups: int | None = None
 
 
 def _sines_first(c_noise: Array, width: int) -> Array:
@@ -107,7 +108,7 @@ def unet(
     out_channels: int | None = None,
     dropout: float = 0.0,
     style: Style = DIFFAX,
-    depth: int = 1,
+    depth: int | Sequence[int] = 1,
     remat: bool = False,
     dtype: DTypeLike = jnp.float32,
     param_dtype: DTypeLike = jnp.float32,
@@ -129,7 +130,7 @@ def unet(
       out_channels: if other than those of shape, as for a learned variance.
       dropout: rate inside the residual blocks, in training.
       style: what published networks do differently, see `Style`.
-      depth: of the transformers.
+      depth: of the transformers, one number or one for each level; that of the last is the middle's too.
       remat: compute each block again in the backward pass, which saves most of the memory for a third more work.
       dtype: of the computation (bfloat16 is fine; normalisation and the attention's softmax stay in float32).
       param_dtype: of the parameters.
@@ -140,13 +141,18 @@ def unet(
     sizes.rate("dropout", dropout)
     takes = conditioning.checked(num_classes, vector, tokens, image, augment)
     _check.whole("channels", channels, 2)
-    for name, value in {"blocks": blocks, "depth": depth, "head_channels": head_channels}.items():
+    for name, value in {"blocks": blocks, "head_channels": head_channels}.items():
         _check.whole(name, value)
+    depths = (depth,) * len(multipliers) if isinstance(depth, int) else tuple(depth)
+    if len(depths) != len(multipliers):
+        raise ValueError(f"depth = {depth}: must be one number, or one for each of {len(multipliers)} levels")
+    for value in depths:
+        _check.whole("depth", value)
     for name, optional in {"heads": heads, "out_channels": out_channels}.items():
         if optional is not None:
             _check.whole(name, optional)
-    for multiplier in multipliers if heads is not None else ():
-        if channels * multiplier % heads:
+    for multiplier in multipliers:
+        if heads is not None and channels * multiplier % heads:
             raise ValueError(f"heads = {heads}: must divide the {channels * multiplier} channels of each level")
     module = UNet(
         out_channels=out_channels or shape[-1],
@@ -159,7 +165,7 @@ def unet(
         takes=takes,
         dropout=dropout,
         style=style,
-        depth=depth,
+        depths=depths,
         remat=remat,
         dtype=dtype,
         param_dtype=param_dtype,
@@ -180,7 +186,7 @@ class UNet(nn.Module):
     takes: conditioning.Conditions
     dropout: float
     style: Style
-    depth: int
+    depths: tuple[int, ...]
     remat: bool
     dtype: DTypeLike
     param_dtype: DTypeLike
@@ -206,18 +212,18 @@ class UNet(nn.Module):
         def block(name: str, h: Array, width: int, how: str | None = None) -> Array:
             return res_block(width, how, self.dropout, style, **kind, name=name)(h, embedding, train)
 
-        def attend(name: str, h: Array) -> Array:
+        def attend(name: str, h: Array, level: int) -> Array:
             heads = self.heads or heads_of(h.shape[-1], self.head_channels)
             if tokens is None:
                 h = self_attention(heads, style, **kind, name=name)(h)
             else:
-                h = transformer(heads, self.depth, **kind, name=name)(h, tokens)
+                h = transformer(heads, self.depths[level], style.groups, **kind, name=name)(h, tokens)
             if frames is not None:
                 h = self_attention(heads, style, frames, **kind, name=f"{name}_time")(h)
             return h
 
-        def attend_here(name: str, h: Array) -> Array:
-            return attend(name, h) if h.shape[1] in self.attention else h
+        def attend_here(name: str, h: Array, level: int) -> Array:
+            return attend(name, h, level) if h.shape[1] in self.attention else h
 
         def change(name: str, h: Array, how: str) -> Array:
             """The level's resampling."""
@@ -240,11 +246,11 @@ class UNet(nn.Module):
                 skips.append(h)
             for i in range(self.blocks):
                 h = block(f"down{level}_block{i}", h, self.channels * multiplier)
-                h = attend_here(f"down{level}_attention{i}", h)
+                h = attend_here(f"down{level}_attention{i}", h, level)
                 skips.append(h)
 
         h = block("middle_block0", h, h.shape[-1])
-        h = attend("middle_attention", h)
+        h = attend("middle_attention", h, -1)
         h = block("middle_block1", h, h.shape[-1])
 
         for level, multiplier in reversed(list(enumerate(self.multipliers))):
@@ -252,11 +258,11 @@ class UNet(nn.Module):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = block(f"up{level}_block{i}", h, self.channels * multiplier)
                 if i == self.blocks or not style.last_only:
-                    h = attend_here(f"up{level}_attention{i}", h)
+                    h = attend_here(f"up{level}_attention{i}", h, level)
             if level > 0:
                 h = change(f"up{level}_resample", h, "up")
 
-        h = GroupNorm(style.epsilon, silu=True, **kind, name="norm_out")(h)
+        h = GroupNorm(style.epsilon, style.groups, silu=True, **kind, name="norm_out")(h)
         h = conv(self.out_channels, 3, dims, gain=0, **kind, name="conv_out")(h)
         if frames is not None:
             h = h.reshape(-1, frames, *h.shape[1:])
@@ -298,7 +304,7 @@ class ResBlock(nn.Module):
     def __call__(self, x: Array, embedding: Array | None, train: bool) -> Array:
         style, dims = self.style, x.ndim - 2
         kind: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        h = GroupNorm(style.epsilon, silu=True, **kind, name="norm0")(x)
+        h = GroupNorm(style.epsilon, style.groups, silu=True, **kind, name="norm0")(x)
         h, x = (resample(a, self.resample, style.blur) for a in (h, x))
         h = conv(self.width, 3, dims, **kind, name="conv0")(h)
         modulation = None
@@ -310,7 +316,7 @@ class ResBlock(nn.Module):
                 modulation = scale, shift
             else:
                 h = h + jnp.expand_dims(by, tuple(range(1, 1 + dims)))
-        h = GroupNorm(style.epsilon, silu=True, **kind, name="norm1")(h, modulation)
+        h = GroupNorm(style.epsilon, style.groups, silu=True, **kind, name="norm1")(h, modulation)
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
         h = conv(self.width, 3, dims, gain=0, **kind, name="conv1")(h)
         if x.shape[-1] != self.width or (self.resample and style.widen_resampled):
@@ -335,7 +341,7 @@ class Attention(nn.Module):
     def __call__(self, x: Array) -> Array:
         kind: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         channels, shape = x.shape[-1], x.shape
-        h = GroupNorm(self.style.epsilon, **kind, name="norm")(x).reshape(len(x), -1, channels)
+        h = GroupNorm(self.style.epsilon, self.style.groups, **kind, name="norm")(x).reshape(len(x), -1, channels)
         if self.frames is not None:
             h = h.reshape(-1, self.frames, *h.shape[1:]).swapaxes(1, 2).reshape(-1, self.frames, channels)
             position = sinusoid(jnp.arange(self.frames), channels, longest=100.0)
@@ -353,6 +359,7 @@ class Transformer(nn.Module):
 
     heads: int
     depth: int
+    groups: int | None
     dtype: DTypeLike
     param_dtype: DTypeLike
 
@@ -360,7 +367,7 @@ class Transformer(nn.Module):
     def __call__(self, x: Array, tokens: Array) -> Array:
         kind: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         channels = x.shape[-1]
-        h = GroupNorm(1e-6, **kind, name="norm")(x).reshape(len(x), -1, channels)
+        h = GroupNorm(1e-6, self.groups, **kind, name="norm")(x).reshape(len(x), -1, channels)
         h = Dense(channels, **kind, name="project_in")(h)
         for i in range(self.depth):
             h = TransformerBlock(self.heads, **kind, name=f"block{i}")(h, tokens.astype(self.dtype))
