@@ -2,9 +2,9 @@
 
 from diffax.models.autoencoder import Autoencoder, autoencoder
 from diffax.models.dit import dit
-from diffax.models.edm2 import edm2
+from diffax.models.edm2 import edm2, unit_length
 from diffax.models.network import Network, from_linen, from_nnx
-from diffax.models.presets import PRESETS, parameters, preset
+from diffax.models.presets import PRESETS, build, constraint, parameters, preset
 from diffax.models.unet import unet
 from diffax.models.uvit import uvit
 
@@ -13,6 +13,8 @@ __all__ = [
     "Autoencoder",
     "Network",
     "autoencoder",
+    "build",
+    "constraint",
     "dit",
     "edm2",
     "from_linen",
@@ -20,5 +22,6 @@ __all__ = [
     "parameters",
     "preset",
     "unet",
+    "unit_length",
     "uvit",
 ]

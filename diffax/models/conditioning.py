@@ -36,13 +36,11 @@ def checked(
     augment: int | None = None,
 ) -> Conditions:
     """From the arguments of a constructor; None is left out. Raises ValueError unless they are positive integers."""
-    for name, size in (("num_classes", num_classes), ("vector", vector), ("tokens", tokens), ("image", image)):
+    sizes = {"num_classes": num_classes, "vector": vector, "tokens": tokens, "image": image, "augment": augment}
+    for name, size in sizes.items():
         if size is not None:
             _check.whole(name, size)
-    if augment is not None:
-        _check.whole("augment", augment)
-    sizes = {"label": num_classes, "vector": vector, "tokens": tokens, "image": image, "augment": augment}
-    return tuple((name, size) for name, size in sizes.items() if size is not None)
+    return tuple(("label" if name == "num_classes" else name, size) for name, size in sizes.items() if size is not None)
 
 
 def given(cond: Any, takes: Conditions, x: Array) -> dict[str, Array]:
@@ -51,27 +49,27 @@ def given(cond: Any, takes: Conditions, x: Array) -> dict[str, Array]:
     Raises ValueError for what the network does not take.
     """
     names = [name for name, _ in takes]
-    if not names:
-        return {}
     if cond is None:
         cond = {}
     elif not isinstance(cond, Mapping):
-        if len(names) > 1:
-            raise ValueError(f"cond is an array: must be a dict of {', '.join(names)}, which this network takes")
+        if len(names) != 1:
+            wanted = f"a dict of {', '.join(names)}, which" if names else "None, as nothing is what"
+            raise ValueError(f"cond is an array: must be {wanted} this network takes")
         cond = {names[0]: cond}
     if unknown := set(cond) - set(names):
-        raise ValueError(f"cond has {', '.join(sorted(unknown))}: this network takes {', '.join(names)}")
+        raise ValueError(f"cond has {', '.join(sorted(unknown))}: this network takes {', '.join(names) or 'nothing'}")
     batch, found = x.shape[0], {}
     for name, size in takes:
         value = cond.get(name)
+        shape = {"label": (batch,), "image": (*x.shape[:-1], size)}.get(name, (batch, size))
+        if name == "tokens":
+            shape = (batch, 1 if value is None else value.shape[min(1, value.ndim - 1)], size)
         if value is None:
-            shape = {"tokens": (batch, 1, size), "image": (*x.shape[:-1], size)}.get(name, (batch, size))
-            value = jnp.zeros(shape)
-        elif name == "label":
-            value = jax.nn.one_hot(value, size)
-        elif value.shape[-1] != size or value.shape[0] != batch:
-            raise ValueError(f"cond {name} is of shape {value.shape}: must be [{batch}, ..., {size}]")
-        found[name] = value
+            value = jnp.full(shape, size) if name == "label" else jnp.zeros(shape)
+        elif value.shape != shape:
+            wanted = f"({batch}, any, {size})" if name == "tokens" else shape
+            raise ValueError(f"cond {name} is of shape {value.shape}: must be {wanted}")
+        found[name] = jax.nn.one_hot(value, size) if name == "label" else value
     return found
 
 

@@ -40,9 +40,10 @@ def fourier(x: Array, width: int, *, rates: ArrayLike | None = None, phases: Arr
     In the paper rates are 2 pi times normal draws and phases uniform in [0, 2 pi). Here they are the quantiles of the
     one and a sequence that fills the other evenly, unless they are given, as those of a trained network.
     """
-    if rates is None or phases is None:
-        index = np.arange(width)
+    index = np.arange(width)
+    if rates is None:
         rates = 2 * np.pi * jax.scipy.special.ndtri(jnp.asarray((index + 0.5) / width, jnp.float32))
+    if phases is None:
         phases = 2 * np.pi * (index * (math.sqrt(5) - 1) / 2 % 1)
     angle = x.astype(jnp.float32)[:, None] * jnp.asarray(rates, jnp.float32) + jnp.asarray(phases, jnp.float32)
     return math.sqrt(2) * jnp.cos(angle)

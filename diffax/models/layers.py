@@ -212,15 +212,16 @@ def resample(x: Array, how: str | None, blur: bool = False, border: bool = False
     """Half ("down") or twice ("up") the size along every axis between batch and channels; None: x as it is.
 
     By the mean of two neighbours and by repetition, or, if blur, by the weights (1, 3, 3, 1). Beyond its ends the
-    signal is 0. border: for "down", that one more sample is there at each end already; for "up", that one is wanted.
+    signal is 0. border: for "down", that one more sample is there at each end already.
     """
     for axis in range(1, x.ndim - 1) if how else ():
-        x = (_down if how == "down" else _up)(x, axis, blur, border)
+        x = _down(x, axis, blur, border) if how == "down" else _up(x, axis, blur)
     return x
 
 
 def _down(x: Array, axis: int, blur: bool, border: bool) -> Array:
     if not blur:
+        x = jax.lax.slice_in_dim(x, 1, -1, 1, axis) if border else x
         x = x.reshape(*x.shape[:axis], x.shape[axis] // 2, 2, *x.shape[axis + 1 :])
         return x.mean(axis + 1)
     x = x if border else _pad(x, axis, 1)
@@ -229,15 +230,13 @@ def _down(x: Array, axis: int, blur: bool, border: bool) -> Array:
     return (a + d + 3 * (b + c)) / 8
 
 
-def _up(x: Array, axis: int, blur: bool, border: bool) -> Array:
+def _up(x: Array, axis: int, blur: bool) -> Array:
     if not blur:
         return x.repeat(2, axis)
-    n = x.shape[axis] + 2
-    before, here, after = (jax.lax.slice_in_dim(_pad(x, axis, 2), i, i + n, 1, axis) for i in range(3))
+    n = x.shape[axis]
+    before, here, after = (jax.lax.slice_in_dim(_pad(x, axis, 1), i, i + n, 1, axis) for i in range(3))
     y = jnp.stack([3 * here + before, 3 * here + after], axis + 1) / 4
-    y = y.reshape(*x.shape[:axis], 2 * n, *x.shape[axis + 1 :])
-    cut = 1 if border else 2
-    return jax.lax.slice_in_dim(y, cut, 2 * n - cut, 1, axis)
+    return y.reshape(*x.shape[:axis], 2 * n, *x.shape[axis + 1 :])
 
 
 def _pad(x: Array, axis: int, by: int) -> Array:

@@ -7,19 +7,22 @@ Counts are those printed in the papers, or, where these round them, those of the
 diffax to every digit. `python -m experiments.bench_models --list` prints the table.
 """
 
+import inspect
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import optax
 
 from diffax.models.dit import dit
-from diffax.models.edm2 import edm2
+from diffax.models.edm2 import edm2, unit_length
 from diffax.models.layers import sinusoid
 from diffax.models.network import Network
 from diffax.models.unet import ADM, DDPM, DDPMPP, IDDPM, NCSNPP, unet
 from diffax.models.uvit import uvit
 
-__all__ = ["PRESETS", "Preset", "parameters", "preset"]
+__all__ = ["PRESETS", "Preset", "build", "constraint", "parameters", "preset"]
 
 
 class Preset(NamedTuple):
@@ -39,6 +42,28 @@ class Preset(NamedTuple):
     published: int | None = None
     beside: int = 0
     source: str = "diffax"
+
+
+def build(name: str, shape: Sequence[int], **options: Any) -> Network:
+    """A network by the name of its architecture, "unet", "dit", "uvit" or "edm2", or of a preset.
+
+    Raises ValueError for another name, and for an option that this architecture does not have.
+    """
+    makers = {make.__name__: make for make in (unet, dit, uvit, edm2)}
+    if name not in makers and name not in PRESETS:
+        raise ValueError(f"architecture = {name!r}: must be {', '.join(makers)}, or a preset: {', '.join(PRESETS)}")
+    make = makers.get(name) or PRESETS[name].make
+    known = inspect.signature(make).parameters
+    for option, value in options.items():
+        if option not in known:
+            raise ValueError(f"{option} = {value}: {name} has no such option; it has {', '.join(list(known)[1:])}")
+    return makers[name](shape, **options) if name in makers else preset(name, shape=shape, **options)
+
+
+def constraint(name: str) -> optax.GradientTransformation:
+    """What an optimizer has to end with for this architecture or preset: unit lengths for EDM2, nothing for others."""
+    found = PRESETS[name].make if name in PRESETS else name
+    return unit_length() if found in (edm2, "edm2") else optax.identity()
 
 
 def preset(name: str, **changes: Any) -> Network:
@@ -83,8 +108,10 @@ _DIT = "Peebles & Xie 2023, arXiv:2212.09748"
 _EDM2 = "Karras et al. 2024, arXiv:2312.02696"
 
 _SMALL: dict[str, Preset] = {
-    "digits": Preset(unet, (8, 8, 1), dict(channels=32, multipliers=(1, 2), blocks=2, attention=(4,))),
-    "mnist": Preset(unet, (28, 28, 1), dict(channels=32, multipliers=(1, 2, 2), blocks=2, attention=(7,))),
+    "digits": Preset(unet, (8, 8, 1), dict(channels=32, multipliers=(1, 2), blocks=1, attention=(4,), num_classes=10)),
+    "mnist": Preset(
+        unet, (28, 28, 1), dict(channels=32, multipliers=(1, 2, 2), blocks=1, attention=(7,), num_classes=10)
+    ),
     "rgb_32": Preset(unet, (32, 32, 3), dict(channels=64, multipliers=(1, 2, 2), blocks=2, attention=(16, 8))),
     "rgb_64": Preset(unet, (64, 64, 3), dict(channels=64, multipliers=(1, 2, 2, 3), blocks=2, attention=(16, 8))),
     "uvit_64": Preset(uvit, (64, 64, 3), dict(channels=64, multipliers=(1, 2), blocks=2, width=384, depth=8, heads=6)),

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from diffax import _check
 
 __all__ = ["levels", "patches", "rate"]
@@ -40,4 +42,4 @@ def rate(name: str, value: float) -> None:
 
 
 def _counts(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= 1)

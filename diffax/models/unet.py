@@ -143,7 +143,7 @@ def unet(
     _check.whole("channels", channels, 2)
     for name, value in {"blocks": blocks, "head_channels": head_channels}.items():
         _check.whole(name, value)
-    depths = (depth,) * len(multipliers) if isinstance(depth, int) else tuple(depth)
+    depths = tuple(depth) if isinstance(depth, Sequence) else (depth,) * len(multipliers)
     if len(depths) != len(multipliers):
         raise ValueError(f"depth = {depth}: must be one number, or one for each of {len(multipliers)} levels")
     for value in depths:

@@ -65,8 +65,13 @@ def uvit(
     """
     takes = conditioning.checked(num_classes, vector, tokens, image)
     sizes.patches(shape, patch)
-    small = (shape[0] // patch, shape[1] // patch, shape[2])
-    sizes.levels(small, (*multipliers, 1), (), ranks=(3,))
+    sizes.levels(shape, multipliers, (), ranks=(3,))
+    factor = patch * 2 ** len(multipliers)
+    if shape[0] % factor or shape[1] % factor:
+        raise ValueError(
+            f"shape = {tuple(shape)}: height {shape[0]} and width {shape[1]} must be multiples of {factor}, as patches "
+            f"of {patch} are halved {len(multipliers)} times"
+        )
     sizes.rate("dropout", dropout)
     for name, value in {"blocks": blocks, "width": width, "depth": depth, "heads": heads}.items():
         _check.whole(name, value)

@@ -57,7 +57,7 @@ def test_the_one_condition_may_be_given_as_it_is(name):
         (ALL, {"labels": COND["label"]}, "cond has labels: this network takes label, vector, tokens, image, augment"),
         (checked(num_classes=3), {"vector": COND["vector"]}, "cond has vector: this network takes label"),
         (ALL, COND["label"], "must be a dict of label, vector, tokens, image, augment"),
-        (ALL, {"vector": jnp.zeros((3, 4))}, "cond vector is of shape (3, 4): must be [3, ..., 5]"),
+        (ALL, {"vector": jnp.zeros((3, 4))}, "cond vector is of shape (3, 4): must be (3, 5)"),
         (ALL, {"tokens": jnp.zeros((3, 7, 5))}, "cond tokens is of shape (3, 7, 5)"),
         (ALL, {"image": jnp.zeros((3, 8, 8, 1))}, "cond image is of shape (3, 8, 8, 1)"),
         (ALL, {"augment": jnp.zeros((3, 9))}, "cond augment is of shape (3, 9)"),

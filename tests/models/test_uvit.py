@@ -111,7 +111,7 @@ def test_bfloat16_computes_alike_with_float32_parameters(small):
         ((16, 16), dict(), "shape = (16, 16)"),
         ((16, 18, 1), dict(patch=4), "multiples of 4"),
         ((16, 12, 1), dict(multipliers=(1, 1, 1)), "width 12 must be multiples of 8"),
-        ((16, 8, 1), dict(patch=4), "multiples of 4"),  # two tokens wide, and there are two levels
+        ((16, 8, 1), dict(patch=4), "multiples of 16"),  # two tokens wide, and there are two levels
         ((8, 8, 1), dict(multipliers=(1, 0)), "multipliers = (1, 0"),
         ((8, 8, 1), dict(patch=0), "patch = 0"),
         ((8, 8, 1), dict(channels=1), "channels = 1"),
