@@ -56,13 +56,13 @@ def carry(
         wanted = name(path)
         used.add(wanted)
         if wanted not in found:
-            missing.append(f"{wanted} {list(leaf.shape)}")
+            missing.append(f"{wanted} {_there(leaf.shape, path[-1])}")
             continue
         tensor = _axes(found[wanted], path[-1])
         if len(tensor.shape) - len(leaf.shape) == 2 and tensor.shape[:2] == (1, 1):
             tensor = tensor[0, 0]  # a convolution of one pixel is a dense layer
         if tensor.shape != leaf.shape:
-            misshapen.append(f"{wanted} is {list(found[wanted].shape)}, for {list(leaf.shape)}")
+            misshapen.append(f"{wanted} is {list(found[wanted].shape)}, for {_there(leaf.shape, path[-1])}")
             continue
         made.append(np.asarray(change(path, tensor.astype(np.float32)), leaf.dtype))
     left = [other for other in found if other not in used and not ignore(other)]
@@ -94,6 +94,11 @@ def _axes(tensor: np.ndarray, leaf: str) -> np.ndarray:
     if leaf not in ("kernel", "weight") or tensor.ndim < 2:
         return tensor
     return np.moveaxis(tensor, (1, 0), (-2, -1))
+
+
+def _there(shape: tuple[int, ...], leaf: str) -> list[int]:
+    """A shape in the file's order of axes."""
+    return [*shape[:-3:-1], *shape[:-2]] if leaf in ("kernel", "weight") and len(shape) > 1 else list(shape)
 
 
 def _some(names: list[str], most: int = 12) -> str:

@@ -8,12 +8,13 @@ cond [batch, 77, width], and "AutoencoderKL" its autoencoder. The networks are t
 says scheduler_config.json. What diffax does not build is named.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path as File
 from typing import Any
 
@@ -55,8 +56,9 @@ def from_diffusers(
     builders = {"UNet2DModel": _unet2d, "UNet2DConditionModel": _unet2d_condition}
     kind = config.get("_class_name", "UNet2DModel")
     if kind not in builders:
-        raise ValueError(f"{model}: a {kind}; supported are {', '.join(builders)} and AutoencoderKL")
-    network = builders[kind](config, options)
+        raise ValueError(f"{model}: its class is {kind}; supported are {', '.join(builders)}, and AutoencoderKL apart")
+    with _damage(model / "config.json"):
+        network = builders[kind](config, options)
     found = _old_names(tensors(weights if weights is not None else _weights(model)))
     found = found if kind == "UNet2DConditionModel" else join(found, ("to_q", "to_k", "to_v"), "qkv")
     if precondition is None:
@@ -64,7 +66,8 @@ def from_diffusers(
         scheduler = next((p for p in (place / "scheduler_config.json" for place in places) if p.exists()), None)
         if scheduler is None:
             raise ValueError(f"{folder}: has no scheduler_config.json: give precondition, as from interop.time_steps")
-        precondition = _scheduler(_json(scheduler))
+        with _damage(scheduler):
+            precondition = _scheduler(_json(scheduler))
     conditional = kind == "UNet2DConditionModel"
     name = functools.partial(_unet_name, levels=len(config["block_out_channels"]), conditional=conditional)
     known: Callable[[str], bool] = lambda name: name.startswith("time_proj.")
@@ -87,8 +90,26 @@ def autoencoder_from_diffusers(
     kind = config.get("_class_name", "AutoencoderKL")
     if kind != "AutoencoderKL":
         raise ValueError(f"{model}: a {kind}, must be an AutoencoderKL")
-    plain = {"act_fn": "silu", "mid_block_add_attention": True, "latents_mean": None, "latents_std": None}
-    _only(config, plain | {"norm_num_groups": ..., "layers_per_block": ...})
+    with _damage(model / "config.json"):
+        network = _autoencoder(config, options)
+    found = _old_names(tensors(weights if weights is not None else _weights(model)))
+    found = join(found, ("to_q", "to_k", "to_v"), "qkv")
+    levels = len(config["block_out_channels"])
+
+    def name(path: Path) -> str:
+        side, *rest = path
+        if rest[0] == "quantise":
+            prefix = "quant_conv" if side == "encoder" else "post_quant_conv"
+            return ".".join([prefix, _leaf(rest[-1])])
+        return f"{side}.{_unet_name(tuple(rest), levels=levels)}"
+
+    return network, carry(network.init, found, name)
+
+
+def _autoencoder(config: dict[str, Any], options: dict[str, Any]) -> models.Autoencoder:
+    _only(config, {"mid_block_add_attention": True, "latents_mean": None, "latents_std": None})
+    if config.get("out_channels", 3) != config.get("in_channels", 3):
+        raise ValueError(f"config out_channels = {config.get('out_channels', 3)}: must be in_channels")
     levels = config["block_out_channels"]
     _types(config, "down_block_types", {"DownEncoderBlock2D"})
     _types(config, "up_block_types", {"UpDecoderBlock2D"})
@@ -97,7 +118,7 @@ def autoencoder_from_diffusers(
         raise ValueError("config use_quant_conv, use_post_quant_conv: must be alike")
     side = config.get("sample_size") or 64
     factor = 2 ** (len(levels) - 1)
-    network = autoencoder(
+    return autoencoder(
         (side + -side % factor, side + -side % factor, config.get("in_channels", 3)),
         channels=levels[0],
         multipliers=_multipliers(levels),
@@ -109,18 +130,6 @@ def autoencoder_from_diffusers(
         style=Style(sinusoid, strided=(0, 1), epsilon=1e-6, groups=config.get("norm_num_groups", 32)),
         **options,
     )
-    found = join(
-        _old_names(tensors(weights if weights is not None else _weights(model))), ("to_q", "to_k", "to_v"), "qkv"
-    )
-
-    def name(path: Path) -> str:
-        side, *rest = path
-        if rest[0] == "quantise":
-            prefix = "quant_conv" if side == "encoder" else "post_quant_conv"
-            return ".".join([prefix, _leaf(rest[-1])])
-        return f"{side}.{_unet_name(tuple(rest), levels=len(levels))}"
-
-    return network, carry(network.init, found, name)
 
 
 def time_steps(schedule: Schedule, steps: int = 1000, *, predicts: str = "epsilon") -> Preconditioning:
@@ -141,8 +150,7 @@ def time_steps(schedule: Schedule, steps: int = 1000, *, predicts: str = "epsilo
 
 # ---- architectures --------------------------------------------------------------------------------------------------
 
-_PLAIN = {  # what has to be so, where a config says it; ... for what is used
-    "act_fn": "silu",
+_PLAIN = {  # what has to be so, where a config says it
     "center_input_sample": False,
     "class_embed_type": None,
     "downsample_type": "conv",
@@ -174,9 +182,7 @@ _PLAIN = {  # what has to be so, where a config says it; ... for what is used
 
 
 def _unet2d(config: dict[str, Any], options: dict[str, Any]) -> models.Network:
-    _only(config, _PLAIN)
-    if config.get("mid_block_type", "UNetMidBlock2D") != "UNetMidBlock2D":
-        raise ValueError(f"config mid_block_type = {config['mid_block_type']!r}: not supported")
+    _only(config, _PLAIN | {"mid_block_type": "UNetMidBlock2D"})
     attends = _attends(config, "DownBlock2D", "AttnDownBlock2D", "UpBlock2D", "AttnUpBlock2D")
     size = config.get("attention_head_dim", 8)
     heads: dict[str, Any] = dict(heads=1) if size is None else dict(head_channels=size)
@@ -184,9 +190,7 @@ def _unet2d(config: dict[str, Any], options: dict[str, Any]) -> models.Network:
 
 
 def _unet2d_condition(config: dict[str, Any], options: dict[str, Any]) -> models.Network:
-    _only(config, _PLAIN)
-    if config.get("mid_block_type", "UNetMidBlock2DCrossAttn") != "UNetMidBlock2DCrossAttn":
-        raise ValueError(f"config mid_block_type = {config['mid_block_type']!r}: not supported")
+    _only(config, _PLAIN | {"mid_block_type": "UNetMidBlock2DCrossAttn"})
     attends = _attends(config, "DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D")
     widths, tokens = config["block_out_channels"], config.get("cross_attention_dim", 1280)
     if not isinstance(tokens, int):
@@ -198,14 +202,19 @@ def _unet2d_condition(config: dict[str, Any], options: dict[str, Any]) -> models
         raise ValueError(f"config attention_head_dim = {counts}: neither their number nor their size is one")
     heads = dict(heads=counts[0]) if len(set(counts)) == 1 else dict(head_channels=sizes.pop())
     depth = config.get("transformer_layers_per_block", 1)
+    if not all(isinstance(count, int) for count in (depth if isinstance(depth, list) else [depth])):
+        raise ValueError(f"config transformer_layers_per_block = {depth}: must be a number, or one for each level")
     made: dict[str, Any] = heads | dict(tokens=tokens, depth=depth, num_classes=config.get("num_class_embeds"))
     return _build(config, attends, made | options)
 
 
 def _build(config: dict[str, Any], attends: list[bool], options: dict[str, Any]) -> models.Network:
     widths, padding = config["block_out_channels"], config.get("downsample_padding", 1)
+    for field, value in (("freq_shift", config.get("freq_shift", 0)), ("downsample_padding", padding)):
+        if value not in (0, 1):
+            raise ValueError(f"config {field} = {value!r}: must be 0 or 1")
     noise = functools.partial(
-        sinusoid, endpoint=bool(config.get("freq_shift", 0)), swap=not config.get("flip_sin_to_cos", True)
+        sinusoid, endpoint=config.get("freq_shift", 0) == 1, swap=not config.get("flip_sin_to_cos", True)
     )
     blocks = config.get("layers_per_block", 2)
     if not isinstance(blocks, int):
@@ -219,16 +228,29 @@ def _build(config: dict[str, Any], attends: list[bool], options: dict[str, Any])
         epsilon=config.get("norm_eps", 1e-5),
         groups=config.get("norm_num_groups", 32),
     )
-    return models.unet(
-        (height, width, config.get("in_channels", 3)),
+    channels, out_channels = config.get("in_channels", 3), config.get("out_channels", 3)
+    image = channels - out_channels if channels > out_channels else None  # as for inpainting: mask and image
+    network = models.unet(
+        (height, width, channels - (image or 0)),
         channels=widths[0],
         multipliers=_multipliers(widths),
         blocks=blocks,
         attention=[height >> level for level, does in enumerate(attends) if does],
-        out_channels=config.get("out_channels", 3),
+        out_channels=out_channels,
+        image=image,
         style=style,
         **options,
     )
+    return network if out_channels <= channels else _mean_only(network, channels)
+
+
+def _mean_only(network: models.Network, channels: int) -> models.Network:
+    """Of a network with further outputs, such as a learned variance, those that predict the mean."""
+
+    def apply(params: Any, x: Any, *inputs: Any, **options: Any) -> Any:
+        return network.apply(params, x, *inputs, **options)[..., :channels]
+
+    return network._replace(apply=apply)
 
 
 def _attends(config: dict[str, Any], down: str, down_attends: str, up: str, up_attends: str) -> list[bool]:
@@ -248,9 +270,11 @@ def _types(config: dict[str, Any], field: str, known: set[str]) -> None:
 
 def _only(config: dict[str, Any], plain: dict[str, Any]) -> None:
     """Raises ValueError for a field that says something else than diffax builds."""
+    if config.get("act_fn", "silu") not in ("silu", "swish"):  # two names of one function
+        raise ValueError(f"config act_fn = {config['act_fn']!r}: not supported, only 'silu'")
     for field, value in plain.items():
         here = config.get(field, value)
-        if value is not ... and here != value and not (isinstance(here, list) and set(here) == {value}):
+        if here != value and not (isinstance(here, list) and set(here) == {value}):
             raise ValueError(f"config {field} = {here!r}: not supported, only {value!r}")
 
 
@@ -262,6 +286,8 @@ def _multipliers(widths: list[int]) -> tuple[int, ...]:
 
 def _scheduler(config: dict[str, Any]) -> Preconditioning:
     """What scheduler_config.json says of training."""
+    if "beta_schedule" not in config and config.get("trained_betas") is None:
+        raise ValueError(f"scheduler {config.get('_class_name')}: has no betas: give precondition")
     steps, kind = config.get("num_train_timesteps", 1000), config.get("beta_schedule", "linear")
     start, end = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
     if config.get("trained_betas") is not None:
@@ -350,8 +376,22 @@ def _weights(folder: File) -> File:
 
 def _json(path: File) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError as error:
+        found = json.loads(path.read_text("utf-8"))
+    except OSError as error:
         raise ValueError(f"{path}: there is no such file") from error
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # also of text that is not UTF-8
         raise ValueError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: must be a JSON object, not a {type(found).__name__}")
+    return found
+
+
+@contextlib.contextmanager
+def _damage(path: File) -> Iterator[None]:
+    """Turns what a config with missing fields or wrong types leads to into one sentence, which names the file."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: damaged, {type(error).__name__}: {error}") from error

@@ -47,20 +47,22 @@ def from_edm(
     found = _under("model.", tensors(source))
     sides, blocks, attention = _skeleton(found, ".norm2.weight")
     adm = "out_norm.weight" in found
-    emb = _need(found, "map_layer0.weight")
+    emb = _need(found, "map_layer0.weight", ndim=2)
     image_skips = any("aux_residual" in name for name in found)
     filters = [tensor.shape[-1] for name, tensor in found.items() if name.endswith("resample_filter")]
     style = ADM if adm else NCSNPP if image_skips else DDPMPP
     if not adm:
         style = style._replace(image_skips=image_skips, blur=bool(filters) and max(filters) == 4)
     channels = emb.shape[0] // 4
-    if not adm and "map_noise.freqs" in found:
-        style = style._replace(noise=functools.partial(fourier, rates=found["map_noise.freqs"]))
+    if image_skips:
+        _need(found, f"enc.{sides[1]}x{sides[1]}_aux_residual.resample_filter")
+    if not adm and (image_skips or "map_noise.freqs" in found):
+        style = style._replace(noise=functools.partial(fourier, rates=_need(found, "map_noise.freqs")))
     elif not adm:
         style = style._replace(noise=DDPMPP.noise)
     style = style._replace(noise_width=emb.shape[1] // channels)
-    widths = [_need(found, f"enc.{side}x{side}_block0.conv0.weight").shape[0] for side in sides]
-    conv_in = _need(found, f"enc.{sides[0]}x{sides[0]}_conv.weight")
+    widths = [_need(found, f"enc.{side}x{side}_block0.conv0.weight", ndim=4).shape[0] for side in sides]
+    conv_in = _need(found, f"enc.{sides[0]}x{sides[0]}_conv.weight", ndim=4)
     conv_out = "out_conv" if adm else f"dec.{sides[0]}x{sides[0]}_aux_conv"
     network = models.unet(
         (sides[0], sides[0], conv_in.shape[1]),
@@ -72,7 +74,7 @@ def from_edm(
         heads=None if adm else 1,
         num_classes=found["map_label.weight"].shape[1] if "map_label.weight" in found else None,
         augment=found["map_augment.weight"].shape[1] if "map_augment.weight" in found else None,
-        out_channels=_need(found, f"{conv_out}.weight").shape[0],
+        out_channels=_need(found, f"{conv_out}.weight", ndim=4).shape[0],
         style=style,
         **options,
     )
@@ -115,10 +117,10 @@ def from_edm2(
     """
     found = _under("unet.", {name: t for name, t in tensors(source).items() if not name.startswith("logvar_")})
     sides, blocks, attention = _skeleton(found, ".attn_qkv.weight")
-    widths = [_need(found, f"enc.{side}x{side}_block0.conv_res0.weight").shape[0] for side in sides]
+    widths = [_need(found, f"enc.{side}x{side}_block0.conv_res0.weight", ndim=4).shape[0] for side in sides]
     rates, phases = (_need(found, f"emb_fourier.{name}") for name in ("freqs", "phases"))
     network = models.edm2(
-        (sides[0], sides[0], _need(found, "out_conv.weight").shape[0]),
+        (sides[0], sides[0], _need(found, "out_conv.weight", ndim=4).shape[0]),
         channels=widths[0],
         multipliers=tuple(width // widths[0] for width in widths),
         blocks=blocks,
@@ -151,7 +153,10 @@ def _skeleton(found: Tensors, attends: str) -> tuple[list[int], int, tuple[int, 
     """Sides of the levels, blocks a level, and the sides with attention, from the names of the tensors."""
     sides = sorted({int(m[1]) for name in found if (m := re.match(r"enc\.(\d+)x\1_", name))}, reverse=True)
     if not sides:
-        raise ValueError("weights are not those of a U-Net of EDM or EDM2: no tensor is called enc.32x32_... or alike")
+        raise ValueError(
+            "weights are not those of a U-Net of EDM, for from_edm, or of EDM2, for from_edm2: no tensor is called "
+            "enc.32x32_... or alike"
+        )
     blocks = len({name.split(".")[1] for name in found if name.startswith(f"enc.{sides[0]}x{sides[0]}_block")})
     attention = tuple(side for side in sides if f"enc.{side}x{side}_block0{attends}" in found)
     return sides, blocks, attention
@@ -188,7 +193,9 @@ def _buffer(name: str) -> bool:
     return name.endswith("resample_filter") or name.startswith(("map_noise.", "emb_fourier."))
 
 
-def _need(found: Tensors, name: str) -> np.ndarray:
+def _need(found: Tensors, name: str, ndim: int | None = None) -> np.ndarray:
     if name not in found:
         raise ValueError(f"weights do not fit the network; 1 missing: {name}")
+    if ndim is not None and found[name].ndim != ndim:
+        raise ValueError(f"weights do not fit the network; {name} is {list(found[name].shape)}, for {ndim} axes")
     return found[name]

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 __all__ = ["Tensors", "tensors"]
@@ -21,7 +22,7 @@ def tensors(source: str | Path | Mapping[str, Any]) -> Tensors:
     Raises ValueError for a file that is damaged, of another kind, or a pickle of more than tensors.
     """
     if isinstance(source, Mapping):
-        return {name: _array(name, value) for name, value in source.items()}
+        return _arrays(source)
     path = Path(source)
     if not path.is_file():
         raise ValueError(f"weights {path}: there is no such file")
@@ -41,8 +42,8 @@ def _safetensors(path: Path) -> Tensors:
         raise ValueError(f"weights {path}: pip install safetensors to read it") from error
     try:
         return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"weights {path}: damaged, or not in the safetensors format ({error})") from error
+    except (SafetensorError, AttributeError, KeyError, TypeError) as error:  # the latter for types NumPy lacks
+        raise ValueError(f"weights {path}: damaged, or not safetensors of types that NumPy knows ({error})") from error
 
 
 def _torch(path: Path) -> Tensors:
@@ -62,14 +63,27 @@ def _torch(path: Path) -> Tensors:
         found = found["state_dict"]
     if not isinstance(found, Mapping):
         raise ValueError(f"weights {path}: holds a {type(found).__name__}, must hold a state dict")
-    return {name: _array(name, value) for name, value in found.items()}
+    return _arrays(found)
+
+
+def _arrays(found: Mapping[Any, Any]) -> Tensors:
+    return {_name(name): _array(name, value) for name, value in found.items()}
+
+
+def _name(name: Any) -> str:
+    if not isinstance(name, str):
+        raise ValueError(f"weights: a tensor is called {name!r}, names must be text")
+    return name
 
 
 def _array(name: str, value: Any) -> np.ndarray:
-    if hasattr(value, "detach"):  # a torch tensor; NumPy has no bfloat16 of torch's
-        value = value.detach().cpu()
-        value = value.float() if str(value.dtype) == "torch.bfloat16" else value
-    array = np.asarray(value)
-    if array.dtype == object:
+    try:
+        if hasattr(value, "detach"):  # a torch tensor; NumPy has no bfloat16 of torch's
+            value = value.detach().cpu()
+            value = value.float() if str(value.dtype) == "torch.bfloat16" else value
+        array = np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"tensor {name}: is a {type(value).__name__} that NumPy cannot hold ({error})") from error
+    if not (jnp.issubdtype(array.dtype, np.number) or array.dtype == np.bool_):
         raise ValueError(f"tensor {name}: is a {type(value).__name__}, must be an array of numbers")
     return array

@@ -67,7 +67,7 @@ def given(cond: Any, takes: Conditions, x: Array) -> dict[str, Array]:
         if value is None:
             value = jnp.full(shape, size) if name == "label" else jnp.zeros(shape)
         elif value.shape != shape:
-            wanted = f"({batch}, any, {size})" if name == "tokens" else shape
+            wanted = f"({batch}, any, {size})" if name == "tokens" else str(shape)
             raise ValueError(f"cond {name} is of shape {value.shape}: must be {wanted}")
         found[name] = jax.nn.one_hot(value, size) if name == "label" else value
     return found

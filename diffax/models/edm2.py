@@ -90,7 +90,7 @@ def edm2(
         channels=channels,
         multipliers=tuple(multipliers),
         blocks=blocks,
-        attention=tuple(attention),
+        attention=tuple(shape[0] >> level in attention for level in range(len(multipliers))),
         head_channels=head_channels,
         takes=takes,
         dropout=dropout,
@@ -103,12 +103,12 @@ def edm2(
 
 
 class EDM2(nn.Module):
-    """The module behind `edm2`, which checks and documents these fields."""
+    """The module behind `edm2`, which checks and documents these fields; attention is here one flag a level."""
 
     channels: int
     multipliers: tuple[int, ...]
     blocks: int
-    attention: tuple[int, ...]
+    attention: tuple[bool, ...]
     head_channels: int
     takes: conditioning.Conditions
     dropout: float
@@ -129,8 +129,7 @@ class EDM2(nn.Module):
         embedding = mp_silu(embedding)
         layer = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
 
-        def block(name: str, h: Array, width: int, how: str | None = None, attend: bool | None = None) -> Array:
-            attend = h.shape[1] in self.attention if attend is None else attend
+        def block(name: str, h: Array, width: int, attend: bool, how: str | None = None) -> Array:
             heads = heads_of(width, self.head_channels) if attend else 0
             made = layer(width, name.startswith("down"), how, heads, self.dropout, **kind, name=name)
             return made(h, embedding, train)
@@ -140,20 +139,20 @@ class EDM2(nn.Module):
         skips = [h]
         for level, width in enumerate(widths):
             if level > 0:
-                h = block(f"down{level}_resample", h, h.shape[-1], "down", attend=False)
+                h = block(f"down{level}_resample", h, h.shape[-1], False, "down")
                 skips.append(h)
             for i in range(self.blocks):
-                h = block(f"down{level}_block{i}", h, width)
+                h = block(f"down{level}_block{i}", h, width, self.attention[level])
                 skips.append(h)
 
-        h = block("middle_block0", h, h.shape[-1], attend=True)
-        h = block("middle_block1", h, h.shape[-1], attend=False)
+        h = block("middle_block0", h, h.shape[-1], True)
+        h = block("middle_block1", h, h.shape[-1], False)
 
         for level, width in reversed(list(enumerate(widths))):
             for i in range(self.blocks + 1):
-                h = block(f"up{level}_block{i}", mp_concatenate(h, skips.pop(), 0.5), width)
+                h = block(f"up{level}_block{i}", mp_concatenate(h, skips.pop(), 0.5), width, self.attention[level])
             if level > 0:
-                h = block(f"up{level}_resample", h, h.shape[-1], "up", attend=False)
+                h = block(f"up{level}_resample", h, h.shape[-1], False, "up")
 
         gain = self.param("gain_out", normal(), (), self.param_dtype)
         return Weight(out_channels, 3, **kind, name="conv_out")(h, gain).astype(jnp.float32)

@@ -221,7 +221,7 @@ def resample(x: Array, how: str | None, blur: bool = False, border: bool = False
 
 def _down(x: Array, axis: int, blur: bool, border: bool) -> Array:
     if not blur:
-        x = jax.lax.slice_in_dim(x, 1, -1, 1, axis) if border else x
+        x = jax.lax.slice_in_dim(x, 1, x.shape[axis] - 1, 1, axis) if border else x
         x = x.reshape(*x.shape[:axis], x.shape[axis] // 2, 2, *x.shape[axis + 1 :])
         return x.mean(axis + 1)
     x = x if border else _pad(x, axis, 1)

@@ -159,7 +159,7 @@ def unet(
         channels=channels,
         multipliers=tuple(multipliers),
         blocks=blocks,
-        attention=tuple(attention),
+        attention=tuple(shape[-3 if len(shape) > 2 else 0] >> level in attention for level in range(len(multipliers))),
         head_channels=head_channels,
         heads=heads,
         takes=takes,
@@ -174,13 +174,13 @@ def unet(
 
 
 class UNet(nn.Module):
-    """The module behind `unet`, which checks and documents these fields."""
+    """The module behind `unet`, which checks and documents these fields; attention is here one flag a level."""
 
     out_channels: int
     channels: int
     multipliers: tuple[int, ...]
     blocks: int
-    attention: tuple[int, ...]
+    attention: tuple[bool, ...]
     head_channels: int
     heads: int | None
     takes: conditioning.Conditions
@@ -223,7 +223,7 @@ class UNet(nn.Module):
             return h
 
         def attend_here(name: str, h: Array, level: int) -> Array:
-            return attend(name, h, level) if h.shape[1] in self.attention else h
+            return attend(name, h, level) if self.attention[level] else h
 
         def change(name: str, h: Array, how: str) -> Array:
             """The level's resampling."""
@@ -241,8 +241,8 @@ class UNet(nn.Module):
             if level > 0:
                 h = change(f"down{level}_resample", h, "down")
                 if style.image_skips:
-                    layer = conv(h.shape[-1], 3, dims, padding=2, **kind, name=f"down{level}_image")
-                    h = x = (h + resample(layer(x), "down", style.blur, border=True)) * style.skip_scale
+                    layer = conv(h.shape[-1], 3, dims, padding=1 + style.blur, **kind, name=f"down{level}_image")
+                    h = x = (h + resample(layer(x), "down", style.blur, border=style.blur)) * style.skip_scale
                 skips.append(h)
             for i in range(self.blocks):
                 h = block(f"down{level}_block{i}", h, self.channels * multiplier)

@@ -1,5 +1,6 @@
 """Networks of diffusers, saved by it with random weights: what they compute, what they are told, what they sample."""
 
+import functools
 import json
 import shutil
 
@@ -153,14 +154,15 @@ def test_a_unet_is_that_of_diffusers(name, tmp_path):
     names = {"class_labels": "label", "encoder_hidden_states": "tokens"}
     cond = {names[key]: value for key, value in given.items()}
     cond = next(iter(cond.values()), None) if len(cond) < 2 else cond
-    expected = theirs(model, x, t, **given)
+    channels = x.shape[-1]
+    expected, fine = (theirs(m, x, t, **given)[..., :channels] for m in (model, small))  # without a variance
     np.testing.assert_allclose(apply(loaded.params, x, t, cond), expected, atol=1e-4)
     params = interop.from_diffusers(tmp_path, weights=small.state_dict()).params
-    np.testing.assert_allclose(apply(params, x, t, cond), theirs(small, x, t, **given), atol=1e-4)
+    np.testing.assert_allclose(apply(params, x, t, cond), fine, atol=1e-4)
     # and these numbers say something of the inputs
     for change in [{key: value[::-1].copy() for key, value in given.items() if key == one} for one in given]:
-        assert np.abs(theirs(model, x, t, **given | change) - expected)[0].max() > 1e-3
-    assert np.abs(theirs(model, x, t + 20, **given) - expected).max((1, 2, 3)).min() > 1e-3
+        assert np.abs(theirs(model, x, t, **given | change)[..., :channels] - expected)[0].max() > 1e-3
+    assert np.abs(theirs(model, x, t + 20, **given)[..., :channels] - expected).max((1, 2, 3)).min() > 1e-3
 
 
 @pytest.mark.parametrize("quantise", [True, False])
@@ -492,7 +494,7 @@ def test_a_unet_is_no_autoencoder_and_an_autoencoder_no_unet(tmp_path):
     saved(tiny(), tmp_path / "unet"), saved(tiny_autoencoder(), tmp_path / "vae")
     with pytest.raises(ValueError, match="a UNet2DModel, must be an AutoencoderKL"):
         interop.autoencoder_from_diffusers(tmp_path / "unet")
-    with pytest.raises(ValueError, match="a AutoencoderKL; supported are UNet2DModel"):
+    with pytest.raises(ValueError, match="its class is AutoencoderKL; supported are UNet2DModel"):
         interop.from_diffusers(tmp_path / "vae")
 
 
@@ -550,3 +552,13 @@ def test_what_is_no_folder_of_a_model_is_refused(network, tmp_path):
         for load in (interop.from_diffusers, interop.autoencoder_from_diffusers):
             with pytest.raises(ValueError, match=source.name):
                 load(source)
+
+
+def test_an_inpainting_network_takes_mask_and_image_as_a_condition(tmp_path):
+    types = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+    make = functools.partial(diffusers.UNet2DModel, 8, block_out_channels=(32,), layers_per_block=1, **types)
+    model = randomised(make(in_channels=7, out_channels=3))
+    loaded = interop.from_diffusers(saved(model, tmp_path))
+    x, image, t = drawn(2, 8, 8, 3), drawn(2, 8, 8, 4, seed=1), np.float32([10, 700])
+    expected = theirs(model, np.concatenate([x, image], -1), t)
+    np.testing.assert_allclose(loaded.network.apply(loaded.params, x, t, image), expected, atol=1e-4)
