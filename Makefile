@@ -5,14 +5,16 @@ DEMO := runs/digits
 
 .DEFAULT_GOAL := help
 PEERS := .venv-peers/bin
-.PHONY: help demo test lint notebooks bench bench-peers format lock clean
+.PHONY: help demo test lint notebooks peers bench bench-models bench-peers format lock clean
 
 help:
 	@echo "make demo    train, sample and score a diffusion model of handwritten digits (about five minutes)"
 	@echo "make test    all tests"
 	@echo "make lint    ruff and mypy"
 	@echo "make notebooks  run the notebooks"
+	@echo "make peers   install PyTorch and diffusers too: make test then proves weights carried over from them"
 	@echo "make bench   compare the solvers at equal numbers of evaluations (bench/solvers.html)"
+	@echo "make bench-models  time the small networks, beside PyTorch after make peers (bench/models.json)"
 	@echo "make bench-peers  beside k-diffusion, diffusers and azula, in an environment of their own"
 	@echo "make format  put the code into ruff's format"
 	@echo "make lock    resolve the newest versions into requirements.lock"
@@ -33,6 +35,11 @@ lint: .venv/dev.installed
 notebooks: .venv/dev.installed
 	@$(BIN)/python -m pytest tests/test_notebooks.py
 
+peers: .venv/peers.installed
+
+bench-models: .venv/dev.installed
+	@$(BIN)/python -m experiments.bench_models --models digits,mnist --out bench/models.json
+
 bench: .venv/dev.installed
 	@$(BIN)/python -m experiments.bench_solvers --out bench $(if $(wildcard bench/peers.json),--peers bench/peers.json)
 
@@ -48,7 +55,7 @@ format: .venv/dev.installed
 
 lock: .venv/dev.installed
 	@$(BIN)/python -m pip install -q uv
-	@$(BIN)/uv pip compile --universal --python-version 3.11 --all-extras --upgrade --no-annotate --no-header \
+	@$(BIN)/uv pip compile --universal --python-version 3.11 --extra train --extra dev --upgrade --no-annotate --no-header \
 	  -q pyproject.toml -o requirements.lock
 
 clean:
@@ -67,6 +74,11 @@ clean:
 
 .venv/dev.installed: .venv/train.installed
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c requirements.lock -e '.[train,dev]'
+	@touch $@
+
+.venv/peers.installed: .venv/dev.installed
+	@echo "installing PyTorch and diffusers into .venv ..."
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c requirements.lock -e '.[train,dev,peers]'
 	@touch $@
 
 # k-diffusion imports CLIP, which imports pkg_resources: the last setuptools to have it.

@@ -1,7 +1,7 @@
 """From a config to the objects it names: network, schedule, loss, sampler. Shared by all commands."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,7 @@ from diffax.weightings import Weighting
 from experiments.cli import field
 from experiments.expressions import build
 
-__all__ = ["Recipe", "loss", "recipe", "sampler"]
+__all__ = ["Recipe", "build_network", "loss", "recipe", "sampler"]
 
 
 class Recipe(NamedTuple):
@@ -51,11 +51,7 @@ class Recipe(NamedTuple):
 
 def recipe(config: ml_collections.ConfigDict, dataset: data.Dataset) -> Recipe:
     """Builds and thereby checks everything before any work is done. Raises ValueError naming the field at fault."""
-    model = dict(config.model)
-    label_dropout = model.pop("label_dropout")
-    dtype = model.pop("dtype")
-    if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"config.model.dtype = {dtype!r}: must be 'float32' or 'bfloat16'")
+    label_dropout = config.model.label_dropout
     if not 0 <= label_dropout <= 1:
         raise ValueError(f"config.model.label_dropout = {label_dropout}: must lie in [0, 1]")
     if config.adaptive.bins < 0 or config.adaptive.bins == 1:
@@ -64,8 +60,7 @@ def recipe(config: ml_collections.ConfigDict, dataset: data.Dataset) -> Recipe:
         )
     if not 0 < config.adaptive.floor <= 1:
         raise ValueError(f"config.adaptive.floor = {config.adaptive.floor}: must lie in (0, 1]")
-    with field("config.model."):
-        network = models.unet(dataset.image_shape, num_classes=dataset.num_classes, dtype=jnp.dtype(dtype), **model)
+    network = build_network(config.model, dataset.image_shape, dataset.num_classes)
     return Recipe(
         network,
         build("config.schedule", config.schedule, dx.schedules),
@@ -78,6 +73,19 @@ def recipe(config: ml_collections.ConfigDict, dataset: data.Dataset) -> Recipe:
         config.adaptive.bins,
         config.adaptive.floor,
     )
+
+
+def build_network(
+    model: Mapping[str, Any], shape: Sequence[int], num_classes: int | None, dtype: Any = None
+) -> models.Network:
+    """The network that config.model describes; dtype instead of the one it names. Raises ValueError."""
+    options = {name: value for name, value in model.items() if name not in ("architecture", "label_dropout", "dtype")}
+    if model["dtype"] not in ("float32", "bfloat16"):
+        raise ValueError(f"config.model.dtype = {model['dtype']!r}: must be 'float32' or 'bfloat16'")
+    with field("config.model."):
+        return models.build(
+            model["architecture"], shape, num_classes=num_classes, dtype=dtype or jnp.dtype(model["dtype"]), **options
+        )
 
 
 def loss(recipe: Recipe, *, train: bool) -> Callable[..., tuple[Array, Aux]]:

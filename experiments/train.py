@@ -23,7 +23,7 @@ from clu import parameter_overview
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from diffax import data
+from diffax import data, models
 from diffax.training import checkpoint, sharding
 from diffax.training.metrics import TrainMetrics, scalars
 from diffax.training.optimizer import adam_with_warmup
@@ -63,11 +63,12 @@ def train(config, workdir: Path) -> dict:
     with cli.field("config.sample."):
         draw = sampler(rec, **config.sample)
     with cli.field("config.train."):
-        optimizer = adam_with_warmup(
+        adam = adam_with_warmup(
             config.train.learning_rate,
             warmup_steps=config.train.warmup_steps,
             clip_norm=config.train.clip_norm or None,
         )
+        optimizer = optax.chain(adam, models.constraint(config.model.architecture))
         step = train_step(
             loss(rec, train=True),
             optimizer,

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.interop.peers import peer
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -27,6 +29,19 @@ def test_python_blocks_run_and_sample_their_data(code):
     np.testing.assert_allclose(np.abs(samples[:, 0]).mean(), 1, atol=0.15)
     assert 0.3 < (samples[:, 0] > 0).mean() < 0.7
     assert np.abs(samples[:, 1]).mean() < 0.2
+
+
+def test_the_example_of_foreign_weights_runs_on_a_folder_as_diffusers_saves_it(tmp_path, monkeypatch):
+    diffusers = peer("diffusers")
+    kinds = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    model = diffusers.UNet2DModel(32, block_out_channels=(32, 32), layers_per_block=1, **kinds)
+    diffusers.DDPMPipeline(model, diffusers.DDPMScheduler()).save_pretrained(tmp_path / "ddpm-cifar10-32")
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```py\n(.*?)```", README, re.DOTALL)
+    scope: dict = {}
+    exec(compile(code, "README.md", "exec"), scope)
+    images = np.asarray(scope["images"])
+    assert images.shape == (8, 32, 32, 3) and np.isfinite(images).all()
 
 
 @pytest.mark.parametrize("line", [line for line in SHELL if "experiments." in line])

@@ -8,15 +8,19 @@ params is a plain nested dict of arrays, x and F are [batch, ...] float, c_noise
 network is conditioned on (or None). Adapters make one from a Flax Linen or a Flax NNX module.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import nnx
 from jax import Array
 
-__all__ = ["Network", "from_linen", "from_nnx"]
+from diffax.models.layers import Drawn, draw
+
+__all__ = ["Network", "from_linen", "from_nnx", "initialiser"]
 
 
 class Network(NamedTuple):
@@ -34,16 +38,32 @@ def from_linen(module: nn.Module, shape: tuple[int, ...], cond: Any = None) -> N
       shape: of one sample, e.g. (height, width, channels).
       cond: a condition of a batch of one, to initialise with, or None.
     """
-
-    def init(key: Array) -> Any:
-        x, c_noise = jnp.zeros((1, *shape)), jnp.zeros(1)
-        return module.init(key, x, c_noise, cond, train=False)["params"]
+    init = initialiser(module, jnp.zeros((1, *shape)), jnp.zeros(1), cond)
 
     def apply(params: Any, x: Array, c_noise: Array, cond: Any = None, *, key: Array | None = None) -> Array:
         rngs = None if key is None else {"dropout": key}
         return module.apply({"params": params}, x, c_noise, cond, train=key is not None, rngs=rngs)  # type: ignore
 
     return Network(init, apply)
+
+
+def initialiser(module: nn.Module, *inputs: Any) -> Callable[[Array], Any]:
+    """init(key) -> parameters of a Linen module, called with the inputs.
+
+    If all of them say how they are drawn (`diffax.models.layers.Drawn`, as those of this package do), they are made by
+    one draw; if not, by the module's own initialisers, which may take longer to compile than a train step.
+    """
+
+    def initialise(key: Array) -> Any:
+        return module.init(key, *inputs)["params"]
+
+    def init(key: Array) -> Any:
+        shapes = jax.eval_shape(initialise, key)
+        if all(isinstance(leaf, Drawn) for leaf in jax.tree.leaves(shapes, is_leaf=lambda a: isinstance(a, Drawn))):
+            return jax.jit(functools.partial(draw, shapes))(key)
+        return nn.meta.unbox(initialise(key))
+
+    return init
 
 
 def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:

@@ -10,12 +10,11 @@ from jax import Array
 from jax.typing import ArrayLike
 
 import diffax as dx
-from diffax import models
 from diffax.training import sharding
 from diffax.training.summary import fingerprint
 from experiments import workdir as workdirs
 from experiments.bench.targets import Target
-from experiments.recipe import Recipe
+from experiments.recipe import Recipe, build_network
 
 __all__ = ["from_workdir", "target"]
 
@@ -33,8 +32,7 @@ def from_workdir(workdir: Path) -> Target:
 def target(name: str, title: str, model: Mapping[str, Any], rec: Recipe, params: Any) -> Target:
     """The network of a recipe; sample i is of class i modulo the number of classes."""
     params = jax.device_get(params)
-    options = {key: value for key, value in model.items() if key not in ("label_dropout", "dtype")}
-    wide = models.unet(rec.shape, num_classes=rec.num_classes, dtype=jnp.float64, **options)
+    wide = build_network(model, rec.shape, rec.num_classes, jnp.float64)
 
     def denoise(x: Array, sigma: ArrayLike) -> Array:
         network = wide if x.dtype == jnp.float64 else rec.network

@@ -28,6 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.adaptive.floor = 0.2  # the share of draws that stay with the schedule
 
     config.model = ml_collections.ConfigDict()
+    config.model.architecture = "unet"  # or dit, uvit, edm2, or a preset of diffax.models; the fields are its arguments
     config.model.channels = 32
     config.model.multipliers = (1, 2)  # width of each level; every further level halves the image
     config.model.blocks = 1

@@ -2,13 +2,16 @@
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 
 import diffax as dx
 from diffax import data
+from diffax.training import sharding
 from experiments.recipe import loss, recipe
 from experiments.train import train
+from experiments.workdir import load_ema
 
 
 def batch_of(config):
@@ -71,3 +74,49 @@ def test_bad_fields_are_named(small, tmp_path, overrides, words):
         train(small(**overrides), tmp_path / "run")
     assert words in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+ARCHITECTURES = {
+    "dit": dict(patch=2, width=32, depth=1, heads=2),
+    "uvit": dict(channels=8, multipliers=(1,), blocks=1, width=16, depth=1, heads=2),
+    "edm2": dict(channels=16, multipliers=(1, 2), blocks=1, attention=(), head_channels=16),
+}
+
+
+def with_model(config, architecture, **options):
+    keep = {name: config.model[name] for name in ("label_dropout", "dtype")}
+    with config.unlocked():
+        config.model = ml_collections.ConfigDict({"architecture": architecture} | keep | options)
+    return config
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_trains_from_a_config(small, tmp_path, architecture):
+    config = with_model(small(), architecture, **ARCHITECTURES[architecture])
+    assert np.isfinite(train(config, tmp_path)["losses"]["loss"])
+    params = load_ema(tmp_path, config, sharding.data_mesh())[1]
+    lengths = [
+        float(jnp.sqrt(jnp.mean(jnp.square(p), axis=tuple(range(p.ndim - 1)))).mean())
+        for path, p in jax.tree_util.tree_leaves_with_path(params)
+        if path[-1].key == "weight"
+    ]
+    assert bool(lengths) == (architecture == "edm2")
+    np.testing.assert_allclose(lengths, 1, atol=0.02)  # of an average of weights of length 1
+
+
+def test_a_preset_is_an_architecture(small):
+    config = with_model(small(), "mnist", channels=8)
+    dataset, _ = batch_of(config)
+    with pytest.raises(ValueError, match=r"config.model.attention = \(7,\): \[7\] is no level's height"):
+        recipe(config, dataset)
+    config = with_model(small(), "mnist", channels=8, multipliers=(1, 2), attention=(4,))
+    params = jax.eval_shape(recipe(config, dataset).network.init, jax.random.key(0))
+    assert params["conv_in"]["kernel"].shape == (3, 3, 1, 8)
+
+
+def test_what_an_architecture_does_not_know_is_named(small):
+    dataset, _ = batch_of(small())
+    with pytest.raises(ValueError, match=r"config.model.architecture = 'resnet': must be unet, dit, uvit, edm2, or"):
+        recipe(with_model(small(), "resnet"), dataset)
+    with pytest.raises(ValueError, match=r"config.model.patch = 2: unet has no such option; it has channels, "):
+        recipe(with_model(small(), "unet", patch=2), dataset)

@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from flax import nnx
 
 import diffax as dx
-from diffax.models import from_nnx
+from diffax.models import from_linen, from_nnx
+from diffax.models.layers import Dense
 
 
 class Mlp(nnx.Module):
@@ -74,3 +76,31 @@ def test_it_trains_by_the_loss_and_samples():
     x = 10 * jax.random.normal(jax.random.key(1), (64, 2))
     samples = dx.sample(denoise, x, dx.schedules.sigmas(dx.schedules.karras(0.02, 10), 10))
     np.testing.assert_allclose(samples.mean(0), [1, -1], atol=0.3)
+
+
+class Linen(nn.Module):
+    """With a layer of Flax's own, and one of diffax's."""
+
+    @nn.compact
+    def __call__(self, x, c_noise, cond, *, train=False):
+        h = nn.Dense(400, name="theirs")(x) * cond + c_noise[:, None]
+        return Dense(2, name="ours")(nn.Dropout(0.5, deterministic=not train)(h))
+
+
+def test_a_linen_module_of_any_layers_is_the_same_two_functions():
+    network, told = from_linen(Linen(), (3,), jnp.ones((1, 1))), jnp.full((4, 1), 2.0)
+    params = network.init(jax.random.key(0))
+    assert jax.tree.map(jnp.shape, params) == {
+        "theirs": {"kernel": (3, 400), "bias": (400,)},
+        "ours": {"kernel": (400, 2), "bias": (2,)},
+    }
+    for layer, fan_in in (("theirs", 3), ("ours", 400)):  # each as its own initialiser says
+        np.testing.assert_allclose(params[layer]["kernel"].std(), fan_in**-0.5, rtol=0.1)
+    x = jnp.float32(np.random.default_rng(0).normal(size=(4, 3)))
+    p = jax.tree.map(np.float64, params)
+    expected = (x @ p["theirs"]["kernel"] * 2 + np.asarray(LEVEL)[:, None]) @ p["ours"]["kernel"]
+    plain = network.apply(params, x, LEVEL, told)
+    np.testing.assert_allclose(plain, expected, atol=1e-5)
+    one, same, two = (network.apply(params, x, LEVEL, told, key=jax.random.key(s)) for s in (0, 0, 1))
+    np.testing.assert_array_equal(one, same)
+    assert (one != two).any() and (one != plain).any()

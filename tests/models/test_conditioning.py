@@ -1,0 +1,94 @@
+"""What a network is told: nulls for what is left out, one sentence for what it does not take."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffax.models import unet
+from diffax.models.conditioning import checked, given
+from tests.models.naive import normal
+
+X = jnp.zeros((3, 8, 8, 1))
+SIZES = dict(num_classes=3, vector=5, tokens=6, image=2, augment=4)
+ALL = checked(**SIZES)
+COND = {
+    "label": jnp.array([0, 2, 3]),
+    "vector": jnp.float32(normal(1, 3, 5)),
+    "tokens": jnp.float32(normal(2, 3, 7, 6)),
+    "image": jnp.float32(normal(3, 3, 8, 8, 2)),
+    "augment": jnp.float32(normal(4, 3, 4)),
+}
+
+
+def test_all_are_handed_on_and_labels_become_rows():
+    found = given(COND, ALL, X)
+    assert list(found) == list(COND)
+    np.testing.assert_array_equal(found.pop("label"), [[1, 0, 0], [0, 0, 1], [0, 0, 0]])
+    for name, value in found.items():
+        np.testing.assert_array_equal(value, COND[name])
+
+
+@pytest.mark.parametrize("name", COND)
+@pytest.mark.parametrize("x", [X, jnp.zeros((3, 16, 1)), jnp.zeros((3, 2, 8, 8, 1))], ids=["image", "sound", "video"])
+def test_what_is_left_out_is_null(name, x):
+    cond = {k: v for k, v in COND.items() if k not in (name, "image")}
+    shape = {"label": (3, 3), "vector": (3, 5), "tokens": (3, 1, 6), "image": (*x.shape[:-1], 2), "augment": (3, 4)}
+    for left_out in (cond, cond | {name: None}):
+        found = given(left_out, ALL, x)
+        assert found[name].shape == shape[name] and not found[name].any()
+        assert all(found[other].any() for other in cond)
+
+
+def test_the_label_after_the_last_class_is_none():
+    np.testing.assert_array_equal(given(jnp.full(3, 3), checked(num_classes=3), X)["label"], np.zeros((3, 3)))
+
+
+@pytest.mark.parametrize("name", COND)
+def test_the_one_condition_may_be_given_as_it_is(name):
+    takes = tuple(pair for pair in ALL if pair[0] == name)
+    bare, named = (given(cond, takes, X)[name] for cond in (COND[name], {name: COND[name]}))
+    np.testing.assert_array_equal(bare, named)
+    assert bare.any()
+
+
+@pytest.mark.parametrize(
+    ("takes", "cond", "words"),
+    [
+        (ALL, {"labels": COND["label"]}, "cond has labels: this network takes label, vector, tokens, image, augment"),
+        (checked(num_classes=3), {"vector": COND["vector"]}, "cond has vector: this network takes label"),
+        (ALL, COND["label"], "must be a dict of label, vector, tokens, image, augment"),
+        (ALL, {"vector": jnp.zeros((3, 4))}, "cond vector is of shape (3, 4): must be (3, 5)"),
+        (ALL, {"tokens": jnp.zeros((3, 7, 5))}, "cond tokens is of shape (3, 7, 5)"),
+        (ALL, {"image": jnp.zeros((3, 8, 8, 1))}, "cond image is of shape (3, 8, 8, 1)"),
+        (ALL, {"augment": jnp.zeros((3, 9))}, "cond augment is of shape (3, 9)"),
+        (ALL, {"vector": jnp.zeros((2, 5))}, "cond vector is of shape (2, 5)"),
+    ],
+)
+def test_unknown_names_and_wrong_widths_are_refused(takes, cond, words):
+    with pytest.raises(ValueError) as error:
+        given(cond, takes, X)
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("image", (3, 4, 4, 2)), ("tokens", (3, 6)), ("vector", (3, 1, 5)), ("label", (2,))]
+)
+def test_other_shapes_than_those_of_the_table_are_refused(name, shape):
+    with pytest.raises(ValueError) as error:
+        given({name: jnp.zeros(shape, int)}, ALL, X)
+    assert f"cond {name} is of shape {shape}" in str(error.value)
+
+
+def test_a_network_without_conditions_takes_none():
+    assert given(None, (), X) == {} and given({}, (), X) == {}
+    with pytest.raises(ValueError) as error:
+        given({"label": COND["label"]}, (), X)
+    assert "cond has label" in str(error.value)
+
+
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("size", [0, -1, 2.5, True])
+def test_sizes_are_positive_integers(name, size):
+    with pytest.raises(ValueError) as error:
+        unet((8, 8, 1), **{name: size})
+    assert f"{name} = {size}" in str(error.value)
