@@ -147,13 +147,20 @@ class LayerNorm(nn.Module):
 
 def group_norm(x: Array, scale: Array, shift: Array, groups: int, epsilon: float, silu: bool) -> Array:
     """Normalised over positions and the channels of a group, times scale plus shift (each [batch or 1, channels])."""
+    # Sums over positions come first, channel by channel: memory is read in its order, which a CPU does much faster.
     batch, channels = x.shape[0], x.shape[-1]
-    split = x.astype(jnp.float32).reshape(batch, -1, groups, channels // groups)
-    mean = split.mean((1, 3), keepdims=True)
-    rstd = jax.lax.rsqrt(jnp.square(split - mean).mean((1, 3), keepdims=True) + epsilon)
-    scale, shift = (a.astype(jnp.float32).reshape(-1, 1, groups, channels // groups) for a in (scale, shift))
-    factor = rstd * scale
-    y = split * factor + (shift - mean * factor)
+    h = x.astype(jnp.float32).reshape(batch, -1, channels)
+    size = channels // groups
+
+    def mean(sums: Array) -> Array:
+        """[batch, channels] of sums over positions -> the group's mean, for each of its channels."""
+        whole = sums.reshape(batch, groups, size).sum(-1) / (h.shape[1] * size)
+        return whole.repeat(size, axis=-1)
+
+    centre = mean(h.sum(1))
+    variance = mean(jnp.square(h - centre[:, None]).sum(1))
+    factor = jax.lax.rsqrt(variance + epsilon) * scale.astype(jnp.float32)
+    y = h * factor[:, None] + (shift.astype(jnp.float32) - centre * factor)[:, None]
     return (nn.silu(y) if silu else y).reshape(x.shape).astype(x.dtype)
 
 

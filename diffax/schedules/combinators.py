@@ -88,7 +88,9 @@ def truncate(schedule: Schedule, logsnr_min: Scalar, logsnr_max: Scalar) -> Sche
     def quantile(u: Array, v: Array) -> Array:
         tiny = jnp.finfo(u.dtype).tiny  # where float32 has no room for the tail that is cut off
         lam = schedule.quantile(jnp.maximum(u0 * v + u1 * u, tiny), jnp.maximum(v0 * v + v1 * u, tiny))
-        return lam + jax.lax.stop_gradient(clip(lam, low, high) - lam)  # rounding is mended, the slope kept
+        inside = clip(lam, low, high)
+        mended = lam + jax.lax.stop_gradient(inside - lam)  # of rounding, with the slope kept
+        return jnp.where(jnp.isfinite(lam), mended, inside)
 
     def tails(lam: Array) -> tuple[Array, Array]:
         u, v = schedule.tails(clip(lam, low, high))

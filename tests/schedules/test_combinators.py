@@ -128,6 +128,12 @@ def test_zero_terminal_snr_is_algorithm_one():
     np.testing.assert_allclose(got.inverse(got(U)), U, rtol=1e-4, atol=2e-6)
 
 
+def test_truncation_is_finite_where_the_tail_that_is_cut_off_is_too_small_for_float32():
+    narrow = S.scale(S.linear_beta(), 0.14)  # of which exp(-15 / 0.14) = 3e-47 lies above 15
+    got = S.truncate(narrow, -15, 15)
+    assert got(0.0) == 15 and np.isfinite(np.asarray(got(U))).all()
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     st.lists(st.sampled_from(["shift", "scale", "power", "mix", "interpolate"]), max_size=3),
