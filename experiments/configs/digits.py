@@ -51,8 +51,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.keep = 3  # checkpoints
 
     config.sample = ml_collections.ConfigDict()
-    config.sample.grid = "karras(sigma_min=0.01, sigma_max=40, rho=7)"
-    config.sample.solver = "heun"
+    config.sample.grid = "plain"  # or a schedule, as "karras(sigma_min=0.01, sigma_max=40, rho=7)"
+    config.sample.solver = "default"  # as "unipc(order=3)", "heun"
     config.sample.steps = 12
     config.sample.guidance = 1.5  # 1: none
     return config
