@@ -16,7 +16,6 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from diffax import _check
 from diffax.models import sizes
 from diffax.models.layers import Dense, GroupNorm, conv, resample, sinusoid
 from diffax.models.network import initialiser
@@ -65,8 +64,7 @@ def autoencoder(
     Raises: ValueError for sizes that do not fit.
     """
     sizes.levels(shape, multipliers, (), ranks=(3,))
-    for name, value in {"channels": channels, "blocks": blocks, "latent_channels": latent_channels}.items():
-        _check.whole(name, value)
+    sizes.whole(channels=channels, blocks=blocks, latent_channels=latent_channels)
     if not scale > 0:
         raise ValueError(f"scale = {scale}: must be > 0")
     kind: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype)

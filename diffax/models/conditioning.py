@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from diffax import _check
+from diffax.models import sizes
 from diffax.models.layers import Dense
 
 __all__ = ["Conditions", "added", "checked", "given", "joined"]
@@ -36,11 +36,9 @@ def checked(
     augment: int | None = None,
 ) -> Conditions:
     """From the arguments of a constructor; None is left out. Raises ValueError unless they are positive integers."""
-    sizes = {"num_classes": num_classes, "vector": vector, "tokens": tokens, "image": image, "augment": augment}
-    for name, size in sizes.items():
-        if size is not None:
-            _check.whole(name, size)
-    return tuple(("label" if name == "num_classes" else name, size) for name, size in sizes.items() if size is not None)
+    asked = {"num_classes": num_classes, "vector": vector, "tokens": tokens, "image": image, "augment": augment}
+    sizes.whole(**asked)
+    return tuple(("label" if name == "num_classes" else name, size) for name, size in asked.items() if size is not None)
 
 
 def given(cond: Any, takes: Conditions, x: Array) -> dict[str, Array]:

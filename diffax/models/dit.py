@@ -14,7 +14,6 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from diffax import _check
 from diffax.models import conditioning, sizes
 from diffax.models.layers import Dense, LayerNorm, attention, smooth
 from diffax.models.network import Network, from_linen
@@ -59,12 +58,8 @@ def dit(
     takes = conditioning.checked(num_classes, vector, tokens, image)
     sizes.patches(shape, patch)
     sizes.rate("dropout", dropout)
-    for name, value in {"width": width, "depth": depth, "heads": heads}.items():
-        _check.whole(name, value)
-    if width % heads or width % 4:
-        raise ValueError(f"width = {width}: must be divisible by 4 and by heads = {heads}")
-    if out_channels is not None:
-        _check.whole("out_channels", out_channels)
+    sizes.transformer(width, depth, heads)
+    sizes.whole(out_channels=out_channels)
     module = DiT(
         out_channels=out_channels or shape[-1],
         patch=patch,

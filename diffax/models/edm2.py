@@ -26,7 +26,6 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
-from diffax import _check
 from diffax.models import conditioning, sizes
 from diffax.models.layers import attention, heads_of, normal, resample
 from diffax.models.network import Network, from_linen
@@ -82,15 +81,14 @@ def edm2(
     Raises: ValueError if height or width does not divide by 2^(levels - 1), or a number is out of range.
     """
     takes = conditioning.checked(num_classes)
-    sizes.levels(shape, multipliers, attention, ranks=(3,))
+    attends = sizes.levels(shape, multipliers, attention, ranks=(3,))
     sizes.rate("dropout", dropout)
-    for name, value in {"channels": channels, "blocks": blocks, "head_channels": head_channels}.items():
-        _check.whole(name, value)
+    sizes.whole(channels=channels, blocks=blocks, head_channels=head_channels)
     module = EDM2(
         channels=channels,
         multipliers=tuple(multipliers),
         blocks=blocks,
-        attention=tuple(shape[0] >> level in attention for level in range(len(multipliers))),
+        attention=attends,
         head_channels=head_channels,
         takes=takes,
         dropout=dropout,

@@ -6,11 +6,23 @@ import numpy as np
 
 from diffax import _check
 
-__all__ = ["levels", "patches", "rate"]
+__all__ = ["levels", "patches", "rate", "transformer", "whole"]
 
 
-def levels(shape: Sequence[int], multipliers: Sequence[int], attention: Sequence[int], ranks: Sequence[int]) -> None:
-    """A network that halves its input from level to level: shape is of one sample, with its channels."""
+def whole(**values: int | None) -> None:
+    """Positive integers; None for what is not given."""
+    for name, value in values.items():
+        if value is not None:
+            _check.whole(name, value)
+
+
+def levels(
+    shape: Sequence[int], multipliers: Sequence[int], attention: Sequence[int], ranks: Sequence[int]
+) -> tuple[bool, ...]:
+    """A network that halves its input from level to level: shape is of one sample, with its channels.
+
+    Returns: for each level whether its height is among those with attention.
+    """
     if not isinstance(multipliers, Sequence) or not multipliers or not all(_counts(m) for m in multipliers):
         raise ValueError(f"multipliers = {multipliers}: must be integers >= 1, one for each level")
     if len(shape) not in ranks or not all(_counts(size) for size in shape):
@@ -26,6 +38,7 @@ def levels(shape: Sequence[int], multipliers: Sequence[int], attention: Sequence
     heights = [sides[0] >> level for level in range(len(multipliers))]
     if unknown := set(attention) - set(heights):
         raise ValueError(f"attention = {tuple(attention)}: {sorted(unknown)} is no level's height; they are {heights}")
+    return tuple(height in attention for height in heights)
 
 
 def patches(shape: Sequence[int], patch: int) -> None:
@@ -33,6 +46,13 @@ def patches(shape: Sequence[int], patch: int) -> None:
     _check.whole("patch", patch)
     if len(shape) != 3 or not all(_counts(size) for size in shape) or shape[0] % patch or shape[1] % patch:
         raise ValueError(f"shape = {tuple(shape)}: must be (height, width, channels), the sides multiples of {patch}")
+
+
+def transformer(width: int, depth: int, heads: int) -> None:
+    """Heads divide its width, and so do the four parts of a position."""
+    whole(width=width, depth=depth, heads=heads)
+    if width % heads or width % 4:
+        raise ValueError(f"width = {width}: must be divisible by 4 and by heads = {heads}")
 
 
 def rate(name: str, value: float) -> None:

@@ -137,20 +137,16 @@ def unet(
 
     Raises: ValueError if height or width does not divide by 2^(levels - 1), or a number is out of range.
     """
-    sizes.levels(shape, multipliers, attention, ranks=(2, 3, 4))
+    attends = sizes.levels(shape, multipliers, attention, ranks=(2, 3, 4))
     sizes.rate("dropout", dropout)
     takes = conditioning.checked(num_classes, vector, tokens, image, augment)
     _check.whole("channels", channels, 2)
-    for name, value in {"blocks": blocks, "head_channels": head_channels}.items():
-        _check.whole(name, value)
+    sizes.whole(blocks=blocks, head_channels=head_channels, heads=heads, out_channels=out_channels)
     depths = tuple(depth) if isinstance(depth, Sequence) else (depth,) * len(multipliers)
     if len(depths) != len(multipliers):
         raise ValueError(f"depth = {depth}: must be one number, or one for each of {len(multipliers)} levels")
     for value in depths:
         _check.whole("depth", value)
-    for name, optional in {"heads": heads, "out_channels": out_channels}.items():
-        if optional is not None:
-            _check.whole(name, optional)
     for multiplier in multipliers:
         if heads is not None and channels * multiplier % heads:
             raise ValueError(f"heads = {heads}: must divide the {channels * multiplier} channels of each level")
@@ -159,7 +155,7 @@ def unet(
         channels=channels,
         multipliers=tuple(multipliers),
         blocks=blocks,
-        attention=tuple(shape[-3 if len(shape) > 2 else 0] >> level in attention for level in range(len(multipliers))),
+        attention=attends,
         head_channels=head_channels,
         heads=heads,
         takes=takes,

@@ -73,13 +73,9 @@ def uvit(
             f"of {patch} are halved {len(multipliers)} times"
         )
     sizes.rate("dropout", dropout)
-    for name, value in {"blocks": blocks, "width": width, "depth": depth, "heads": heads}.items():
-        _check.whole(name, value)
+    sizes.transformer(width, depth, heads)
+    sizes.whole(blocks=blocks, out_channels=out_channels)
     _check.whole("channels", channels, 2)
-    if width % heads or width % 4:
-        raise ValueError(f"width = {width}: must be divisible by 4 and by heads = {heads}")
-    if out_channels is not None:
-        _check.whole("out_channels", out_channels)
     module = UViT(
         out_channels=out_channels or shape[-1],
         patch=patch,
