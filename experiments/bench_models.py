@@ -81,9 +81,7 @@ def listing() -> list[str]:
 def measure(name: str, mesh: jax.sharding.Mesh, rate: float) -> dict[str, Any]:
     """Everything of one preset."""
     preset, half = models.PRESETS[name], DTYPE.value == "bfloat16"
-    options = (
-        preset.options | {"dropout": 0.0, "augment": None} if "augment" in preset.options else dict(preset.options)
-    )
+    options = {name: value for name, value in preset.options.items() if name not in ("augment", "dropout")}
     network = preset.make(preset.shape, **options | {"dtype": jnp.dtype(DTYPE.value), "remat": REMAT.value})
     count, classes = BATCH.value, options.get("num_classes")
     rng = np.random.default_rng(0)

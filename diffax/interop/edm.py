@@ -26,7 +26,7 @@ from diffax.interop.carry import Loaded, Path, carry
 from diffax.interop.files import Tensors, tensors
 from diffax.models.edm2 import fourier as edm2_fourier
 from diffax.models.layers import fourier
-from diffax.models.unet import ADM, DDPMPP, NCSNPP
+from diffax.models.unet import ADM, DDPMPP, Style
 from diffax.preconditioning import Preconditioning
 
 __all__ = ["from_edm", "from_edm2"]
@@ -48,18 +48,8 @@ def from_edm(
     sides, blocks, attention = _skeleton(found, ".norm2.weight")
     adm = "out_norm.weight" in found
     emb = _need(found, "map_layer0.weight", ndim=2)
-    image_skips = any("aux_residual" in name for name in found)
-    filters = [tensor.shape[-1] for name, tensor in found.items() if name.endswith("resample_filter")]
-    style = ADM if adm else NCSNPP if image_skips else DDPMPP
-    if not adm:
-        style = style._replace(image_skips=image_skips, blur=bool(filters) and max(filters) == 4)
     channels = emb.shape[0] // 4
-    if image_skips:
-        _need(found, f"enc.{sides[1]}x{sides[1]}_aux_residual.resample_filter")
-    if not adm and (image_skips or "map_noise.freqs" in found):
-        style = style._replace(noise=functools.partial(fourier, rates=_need(found, "map_noise.freqs")))
-    elif not adm:
-        style = style._replace(noise=DDPMPP.noise)
+    style = ADM if adm else _song(found, sides)
     style = style._replace(noise_width=emb.shape[1] // channels)
     widths = [_need(found, f"enc.{side}x{side}_block0.conv0.weight", ndim=4).shape[0] for side in sides]
     conv_in = _need(found, f"enc.{sides[0]}x{sides[0]}_conv.weight", ndim=4)
@@ -144,6 +134,18 @@ def from_edm2(
 
     params = carry(network.init, found, name, change=change, ignore=_buffer)
     return Loaded(network, params, precondition or preconditioning.edm())
+
+
+def _song(found: Tensors, sides: list[int]) -> Style:
+    """DDPM++, NCSN++ or what lies between: their noise, filter and image skips may be combined."""
+    image_skips = any("aux_residual" in name for name in found)
+    if image_skips:
+        _need(found, f"enc.{sides[1]}x{sides[1]}_aux_residual.resample_filter")
+    filters = [tensor.shape[-1] for name, tensor in found.items() if name.endswith("resample_filter")]
+    style = DDPMPP._replace(image_skips=image_skips, blur=4 in filters)
+    if image_skips or "map_noise.freqs" in found:
+        style = style._replace(noise=functools.partial(fourier, rates=_need(found, "map_noise.freqs")))
+    return style
 
 
 # ---- parts ----------------------------------------------------------------------------------------------------------

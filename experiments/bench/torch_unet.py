@@ -213,15 +213,14 @@ def runs(
     half: autocast to bfloat16. A run waits for its end. Raises ValueError for an architecture that the twin lacks.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    known = {k: v for k, v in options.items() if k != "augment"}
-    network = Twin(shape, **known)
+    network = Twin(shape, **options)
     load(network, params)
     network = network.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=True)
     average = [p.detach().clone() for p in network.parameters()]
     classes = options.get("num_classes")
     x = torch.randn(count, shape[2], shape[0], shape[1], device=device).to(memory_format=torch.channels_last)
-    width = known.get("channels", 64) * network.style.noise_width
+    width = options.get("channels", 64) * network.style.noise_width
     embedded = torch.randn(count, width, device=device)
     label = None if classes is None else F.one_hot(torch.randint(0, classes, (count,)), classes)
     label = None if label is None else label.float().to(device)
