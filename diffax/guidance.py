@@ -53,11 +53,11 @@ def classifier_free(
     return denoise
 
 
-def drop_label(key: Array, label: Array, null: Any, rate: float) -> Array:
+def drop_label(key: Array, label: Array, null: Any, rate: float, index: Array | None = None) -> Array:
     """Replaces each label [batch] by `null` with probability `rate`, so that one network learns both models.
 
-    Sample i decides by fold_in(key, i). Raises ValueError unless 0 <= rate <= 1.
+    Sample i decides by fold_in(key, i); index [batch] are their numbers, 0, 1, 2, ... by default. Raises ValueError unless 0 <= rate <= 1.
     """
     _check.between("rate", rate, 0, 1)
-    keys = sample_keys(key, jnp.arange(label.shape[0]))
+    keys = sample_keys(key, jnp.arange(label.shape[0]) if index is None else index)
     return jnp.where(jax.vmap(lambda k: jax.random.bernoulli(k, rate))(keys), null, label)

@@ -23,7 +23,7 @@ from diffax.preconditioning import Preconditioning
 from diffax.schedules import Schedule
 from diffax.weightings import Weighting
 
-__all__ = ["Aux", "denoising"]
+__all__ = ["Aux", "Part", "denoising"]
 
 
 class Aux(NamedTuple):
@@ -31,6 +31,13 @@ class Aux(NamedTuple):
 
     loss: Array
     logsnr: Array
+
+
+class Part(NamedTuple):
+    """A part of a batch: the places of its samples, index [batch] int, and the size of the whole."""
+
+    index: Array
+    whole: int
 
 
 def denoising(
@@ -44,6 +51,7 @@ def denoising(
     preconditioning: Preconditioning | None = None,
     weighting: Weighting | None = None,
     draw: Callable[[Array, int], Array] = draws.stratified,
+    part: Part | None = None,
 ) -> tuple[Array, Aux]:
     """The weighted denoising loss of a batch.
 
@@ -56,6 +64,7 @@ def denoising(
       schedule, preconditioning, weighting: default to EDM's recipe (sigma_data = 0.5). With a schedule per pixel apply
         sees c_noise [batch, ...].
       draw: how the u of the batch are drawn, see `dx.draws`.
+      part: which samples of a larger batch these are, if they are a part of one: they draw what they would draw in it.
 
     Returns: the mean loss, a float32 scalar, and `Aux` with the loss and logSNR of each sample.
     """
@@ -65,9 +74,10 @@ def denoising(
 
     x0 = at_least_float32(x0)
     batch = x0.shape[0]
+    index, whole = Part(jnp.arange(batch), batch) if part is None else part
     level_key, noise_key = jax.random.split(key)
-    logsnr = schedule(draw(level_key, batch))
-    n = noise.normal(noise_key, jnp.arange(batch), x0.shape[1:], x0.dtype)
+    logsnr = schedule(draw(level_key, whole)[index])
+    n = noise.normal(noise_key, index, x0.shape[1:], x0.dtype)
 
     c = preconditioning(logsnr)
     x = x0 + per_sample(schedules.sigma_from_logsnr(logsnr), x0) * n

@@ -27,7 +27,6 @@ from absl import flags
 
 import diffax as dx
 from diffax import data, metrics
-from diffax.training import sharding
 from diffax.training.metrics import TrainMetrics, scalars
 from diffax.training.summary import environment, fingerprint, read_json, write_json
 from experiments import cli, pictures
@@ -50,7 +49,7 @@ def main() -> None:
     cli.check_seed("--seed", SEED.value)
     workdir = cli.read_workdir_flag(WORKDIR.value)
     config = workdirs.read_config(workdir)
-    mesh = sharding.data_mesh()
+    mesh = workdirs.mesh_of(config)
     rec, params, step = workdirs.load_ema(workdir, config, mesh)
     key = jax.random.key(SEED.value)
 

@@ -9,7 +9,7 @@ from jax import Array
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from diffax.training.sharding import put_batch, replicated
+from diffax.training.sharding import batch_shards, put_replicated, put_whole, to_host
 
 __all__ = ["class_labels", "generate"]
 
@@ -37,17 +37,19 @@ def generate(
     progress: bool = True,
 ) -> np.ndarray:
     """One image a label, uint8 [n, height, width, channels]. Image i depends on the key and on i alone, not on the
-    batch it is made in. (Under several processes each makes all of them.)
+    batch it is made in. (Several processes make them together, and each gets all.)
     """
     n = len(labels)
     # One shape for all batches, so one compilation: the last one is padded.
-    batch_size = -(-min(batch_size, n) // mesh.size) * mesh.size
+    shards = batch_shards(mesh)
+    batch_size = -(-min(batch_size, n) // shards) * shards
+    key = jax.random.wrap_key_data(put_replicated(np.asarray(jax.random.key_data(key)), mesh))
     out = []
     with tqdm(total=n, unit=" images", desc="sampling", disable=not progress, mininterval=0.5) as bar:
         for start in range(0, n, batch_size):
             index = np.arange(start, start + batch_size, dtype=np.int32)
             label = labels[np.minimum(index, n - 1)]
-            images = sampler(params, jax.device_put(key, replicated(mesh)), *put_batch((index, label), mesh))
-            out.append(np.asarray(images)[: n - start])
+            images = sampler(params, key, *put_whole((index, label), mesh))
+            out.append(to_host(images)[: n - start])
             bar.update(len(out[-1]))
     return np.concatenate(out)

@@ -1,11 +1,12 @@
-"""Images for people: sample grids as PNG."""
+"""Images for people: sample grids and the loss per noise level, as PNG."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-__all__ = ["grid", "save_png"]
+__all__ = ["grid", "levels", "save_png"]
 
 
 def grid(images: np.ndarray, columns: int, *, levels: int = 256, min_side: int = 56, gap: int = 2) -> np.ndarray:
@@ -24,6 +25,24 @@ def grid(images: np.ndarray, columns: int, *, levels: int = 256, min_side: int =
         top, left = gap + (i // columns) * cell_h, gap + (i % columns) * cell_w
         picture[top : top + height * factor, left : left + width * factor] = image  # one channel spreads to three
     return picture
+
+
+def levels(scalars: Mapping[str, float], *, width: int = 640, height: int = 360) -> np.ndarray:
+    """The loss per bin of logSNR, from the names that `diffax.training.metrics.scalars` gives, as bars on a logarithmic
+    axis -> one uint8 picture [height, width, 3]."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    found = [(name.rpartition("logsnr_")[2].split("_to_"), v) for name, v in scalars.items() if "logsnr_" in name]
+    figure = Figure(figsize=(width / 100, height / 100), dpi=100, layout="constrained")
+    canvas, ax = FigureCanvasAgg(figure), figure.subplots()
+    for (low, high), value in found:
+        ax.bar(float(low), value, float(high) - float(low), align="edge", color="#0072B2", edgecolor="white")
+    ax.set(xlabel=r"logSNR  (noise $\leftarrow$   $\rightarrow$ clean)", ylabel="training loss")
+    if any(value > 0 for _, value in found):
+        ax.set_yscale("log")
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def save_png(path: str | Path, picture: np.ndarray) -> None:

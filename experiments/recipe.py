@@ -11,7 +11,7 @@ from jax import Array
 
 import diffax as dx
 from diffax import data, models
-from diffax.losses import Aux
+from diffax.losses import Aux, Part
 from diffax.preconditioning import Preconditioning
 from diffax.schedules import Curriculum, Schedule
 from diffax.weightings import Weighting
@@ -89,18 +89,22 @@ def build_network(
 
 
 def loss(recipe: Recipe, *, train: bool) -> Callable[..., tuple[Array, Aux]]:
-    """loss(params, batch, key, step, sampler), batch as the data set reads it. train: with dropout of labels and
+    """loss(params, batch, key, step, sampler, part), batch as the data set reads it. train: with dropout of labels and
     units."""
 
-    def function(params: Any, batch: Any, key: Array, step: Array, sampler: Any = None) -> tuple[Array, Aux]:
+    def function(
+        params: Any, batch: Any, key: Array, step: Array, sampler: Any = None, part: Part | None = None
+    ) -> tuple[Array, Aux]:
         noise_key, label_key, dropout_key = jax.random.split(key, 3)
         x0 = data.to_unit(batch["image"], recipe.levels)
         label, apply = None, recipe.network.apply
         if recipe.num_classes is not None:
             label = batch["label"]
             if train:
-                label = dx.guidance.drop_label(label_key, label, recipe.num_classes, recipe.label_dropout)
+                index = None if part is None else part.index
+                label = dx.guidance.drop_label(label_key, label, recipe.num_classes, recipe.label_dropout, index)
         if train:
+            dropout_key = dropout_key if part is None else jax.random.fold_in(dropout_key, part.index[0])
             apply = jax.tree_util.Partial(apply, key=dropout_key)
         wanted = recipe.schedule_at(step)
         drawn = wanted if sampler is None else dx.adaptive.schedule(sampler, wanted, recipe.floor)
@@ -113,6 +117,7 @@ def loss(recipe: Recipe, *, train: bool) -> Callable[..., tuple[Array, Aux]]:
             schedule=drawn,
             preconditioning=recipe.preconditioning,
             weighting=recipe.weighting,
+            part=part,
         )
         if sampler is not None:  # where to look is learned, what is asked for stays
             value = jnp.mean(aux.loss * wanted.density(aux.logsnr) / drawn.density(aux.logsnr))

@@ -14,7 +14,6 @@ import jax
 import numpy as np
 from absl import flags
 
-from diffax.training import sharding
 from experiments import cli, pictures
 from experiments import workdir as workdirs
 from experiments.generate import class_labels, generate
@@ -44,7 +43,7 @@ def main() -> None:
         raise ValueError(f"--label = {','.join(bad)}: must be class numbers, as in --label=3,8")
     workdir = cli.read_workdir_flag(WORKDIR.value)
     config = workdirs.read_config(workdir)
-    mesh = sharding.data_mesh()
+    mesh = workdirs.mesh_of(config)
     rec, params, step = workdirs.load_ema(workdir, config, mesh)
 
     given = {"grid": GRID.value, "solver": SOLVER.value, "steps": STEPS.value, "guidance": GUIDANCE.value}

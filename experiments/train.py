@@ -2,18 +2,24 @@
 
     python -m experiments.train --config experiments/configs/digits.py --workdir runs/digits
 
-Run the same line again to resume from the last checkpoint, or to find that the run is complete. Every field of the
-config can be overridden, as in --config.train.steps=5000. The resolved config is kept in WORKDIR/config.json,
-checkpoints in WORKDIR/checkpoints, TensorBoard events in WORKDIR, sample grids in WORKDIR/samples, and the end in
-WORKDIR/summary.json.
+Run the same line again to resume from the last whole checkpoint, or to find that the run is complete; SIGTERM makes it
+save and end with exit status 0. Every field of the config can be overridden, as in --config.train.steps=5000. The
+resolved config is kept in WORKDIR/config.json, checkpoints in WORKDIR/checkpoints, snapshots of averages by power
+functions in WORKDIR/snapshots, what is logged in WORKDIR/metrics.jsonl and in TensorBoard events, sample grids and the
+loss per noise level in WORKDIR/samples, and the end in WORKDIR/summary.json.
+
+The same line trains on one device, on all devices of a host (config.mesh says how), and on many hosts: see
+`experiments/cluster.py`.
 """
 
 import collections
 import contextlib
-import math
+import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,40 +31,48 @@ from tqdm import tqdm
 
 from diffax import data, models
 from diffax.training import checkpoint, sharding
-from diffax.training.metrics import TrainMetrics, scalars
+from diffax.training.meter import Meter, flop_of
+from diffax.training.metrics import TrainMetrics, per_level, scalars
 from diffax.training.optimizer import adam_with_warmup
-from diffax.training.step import TrainState, init_state, train_step
+from diffax.training.step import Seen, TrainState, init_state, train_step
 from diffax.training.summary import environment, fingerprint, read_json, write_json
-from diffax.training.writers import create_writer
-from experiments import cli, pictures
+from diffax.training.writers import Log, create_writer
+from experiments import cli, cluster, pictures
 from experiments import workdir as workdirs
 from experiments.generate import class_labels, generate
-from experiments.recipe import loss, recipe, sampler
+from experiments.recipe import Recipe, loss, recipe, sampler
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The config file of the experiment.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "The directory of the run; made if it is not there.")
+PROFILE = flags.DEFINE_string(
+    "profile", None, "START:STOP, the steps to record in WORKDIR/profile, for TensorBoard or Perfetto."
+)
+_AHEAD = 2
+"""Steps that the loop is ahead of the devices."""
 
 
 def main() -> None:
     config = cli.config_of(CONFIG)
     if not WORKDIR.value:
         raise ValueError("--workdir is missing: give a directory for the run, such as --workdir=runs/digits")
-    train(config, Path(WORKDIR.value))
+    profile = _profile(PROFILE.value)
+    cluster.join()
+    train(config, Path(WORKDIR.value), profile=profile)
 
 
-def train(config, workdir: Path) -> dict:
-    """Trains to config.train.steps, from where the workdir stands, and returns the summary."""
+def train(config, workdir: Path, *, profile: tuple[int, int] | None = None) -> dict:
+    """Trains to config.train.steps, from where the workdir stands, and returns the summary (an empty one if a signal
+    ended the run before).
+    """
     started = time.time()
-    for name in ("steps", "batch_size", "log_every", "checkpoint_every", "sample_every", "keep"):
-        if config.train[name] < 1:
-            raise ValueError(f"config.train.{name} = {config.train[name]}: must be at least 1")
-    cli.check_seed("config.seed", config.seed)
+    _check(config)
     lead = jax.process_index() == 0
 
     # ---- what the config names; all of it is checked before anything is written ----
     dataset = workdirs.load_dataset(config, "train")
     rec = recipe(config, dataset)
-    mesh = sharding.data_mesh()
+    with cli.field("config.mesh."):
+        mesh = sharding.make_mesh(**config.mesh)
     batch_size = config.train.batch_size
     with cli.field("config.sample."):
         draw = sampler(rec, **config.sample)
@@ -75,6 +89,9 @@ def train(config, workdir: Path) -> dict:
             mesh,
             batch_size=batch_size,
             ema_halflife=config.train.ema_halflife,
+            powers=config.train.ema_powers,
+            accumulate=config.train.accumulate,
+            spike=config.train.spike,
             adapt=rec.adapt,
         )
         batches = data.batches(
@@ -87,73 +104,120 @@ def train(config, workdir: Path) -> dict:
     init_key, step_key, sample_key = jax.random.split(jax.random.key(config.seed), 3)
 
     def init(key: jax.Array) -> TrainState:
-        return init_state(rec.network.init, optimizer, key, mesh, rec.adaptive_init())
+        return init_state(rec.network.init, optimizer, key, mesh, rec.adaptive_init(), len(config.train.ema_powers))
 
     like = sharding.like(jax.eval_shape(init, init_key), mesh)
 
     with contextlib.ExitStack() as stack:  # whatever happens, a save under way is finished
         stack.enter_context(workdirs.claim(workdir, config))
+        stack.enter_context(_named_after(workdir))
 
-        # ---- the state: where the last checkpoint stands, or new ----
-        checkpoints = stack.enter_context(contextlib.closing(checkpoint.manager(workdir, keep=config.train.keep)))
-        start = checkpoints.latest_step() or 0
+        # ---- the state: where the last whole checkpoint stands, or new ----
+        restored = checkpoint.restore(workdir / "checkpoints", _items(like))
+        start = restored.step if restored else 0
         if start > config.train.steps:
             raise ValueError(
                 f"config.train.steps = {config.train.steps}: {workdir} has already been trained to step {start}; "
                 "give at least that"
             )
         if start == config.train.steps and (summary := _finished(workdir, start)):
-            print(f"{workdir} is complete.\n{_table(summary)}")
+            if lead:
+                print(f"{workdir} is complete.\n{_table(summary)}")
             return summary
         recent: dict[str, float] = {}  # the metrics logged last
-        if start == 0:
+        if restored is None:
             state = init(init_key)
         else:
-            state, meta = checkpoint.restore(checkpoints, like, batches)
-            recent = meta["metrics"]
+            workdirs.same_run(workdir, config, restored.meta)
+            state = _state(restored.items)
+            batches.set_state(restored.meta["data"])
+            recent = restored.meta["metrics"]
+        restored = None
+        checkpoints, snapshots = (
+            stack.enter_context(contextlib.closing(manager)) for manager in _managers(workdir, config)
+        )
         workdirs.write_config(workdir, config)  # which may name another number of steps than before
         if lead:
-            (workdir / "parameters.txt").write_text(parameter_overview.get_parameter_overview(state.params) + "\n")
+            overview = parameter_overview.get_parameter_overview(like.params, include_stats=False)
+            (workdir / "parameters.txt").write_text(overview + "\n")
             print(
                 f"{dataset.name}: {dataset.size} images {'x'.join(map(str, dataset.image_shape))}; "
                 f"{sum(p.size for p in jax.tree.leaves(state.params)):,} parameters; "
-                f"{mesh.size} {jax.devices()[0].platform} device(s); step {start} of {config.train.steps}",
+                f"{_devices(mesh)}; step {start} of {config.train.steps}",
                 flush=True,
             )
 
         # ---- the loop ----
         writer = stack.enter_context(contextlib.closing(create_writer(workdir, just_logging=not lead)))
+        log = stack.enter_context(contextlib.closing(Log(workdir / "metrics.jsonl", start, write=lead)))
+        meter = stack.enter_context(
+            contextlib.closing(
+                Meter(batch_size, _flop_per_step(rec, like, batch_size), stall_seconds=config.train.stall_seconds)
+            )
+        )
+        preempted = stack.enter_context(cluster.Preemption())
         bar = stack.enter_context(_progress(start, config.train.steps, show=lead))
         metrics = sharding.put_replicated(TrainMetrics.empty(), mesh)
-        running: collections.deque[jax.Array] = collections.deque()  # losses of the steps under way: at most two
-        clock, clock_step = time.time(), start
-        for k in range(start + 1, config.train.steps + 1):
-            state, metrics, value = step(state, metrics, sharding.put_batch(next(batches), mesh), step_key)
-            running.append(value)
-            if len(running) > 2:
-                running.popleft().block_until_ready()
+        running: collections.deque[Seen] = collections.deque()  # what the steps under way will say
+
+        def checked(seen: Seen, k: int) -> None:
+            """Waits for a step; ends the run if too many updates in a row were left out."""
+            if int(seen.skipped_in_a_row) >= config.train.max_skipped:
+                checkpoint.wait(checkpoints)
+                raise ValueError(_diverged(seen, k, checkpoints.latest_step()))
+
+        stopped = False
+        k = start
+        meter.start(start)
+        while k < config.train.steps and not stopped:
+            k += 1
+            if profile is not None and k == profile[0]:
+                jax.profiler.start_trace(str(workdir / "profile"))
+            with meter.input():
+                batch = sharding.put_batch(next(batches), mesh)
+            state, metrics, seen = step(state, metrics, batch, step_key)
+            running.append(seen)
+            if len(running) > _AHEAD:
+                checked(running.popleft(), k - _AHEAD)
             bar.update()
 
+            stopped = preempted.at(k)
             last = k == config.train.steps
-            saving = last or k % config.train.checkpoint_every == 0
-            logging = saving or k % config.train.log_every == 0
-            if logging:
+            saving = last or stopped or k % config.train.checkpoint_every == 0
+            if profile is not None and k == profile[1]:
+                jax.block_until_ready(state.step)
+                jax.profiler.stop_trace()
+            if saving or k % config.train.log_every == 0:
+                while running:
+                    checked(running.popleft(), k - len(running))
                 recent = scalars(metrics)
-                _stop_if_not_finite(recent, state, k, checkpoints)
+                if "loss" not in recent:
+                    raise ValueError(_diverged(seen, k, checkpoints.latest_step()))
                 metrics = sharding.put_replicated(TrainMetrics.empty(), mesh)
-                speed = (k - clock_step) * batch_size / (time.time() - clock)
-                writer.write_scalars(k, {f"train/{n}": v for n, v in recent.items()} | {"images_per_second": speed})
-                bar.set_postfix_str(f"loss {recent['loss']:.4f}, {speed:.0f} images/s")
-            if saving:
-                checkpoint.save(checkpoints, state, batches, {"images": k * batch_size, "metrics": recent})
-            if last or k % config.train.sample_every == 0:
-                _write_samples(workdir, k, draw, state, sample_key, rec, mesh, writer if lead else None)
-            if logging:
-                clock, clock_step = time.time(), k  # speed is that of the steps, not of saving
+                said = meter.read(k) | {"skipped": float(state.guard.skipped)}
+                values = {f"train/{n}": v for n, v in recent.items()} | said
+                writer.write_scalars(k, values)
+                log.write(k, values)
+                bar.set_postfix_str(f"loss {recent['loss']:.4f}, {said['images_per_second']:.0f} images/s")
+            with meter.save():
+                if saving:
+                    meta = {"data": batches.get_state(), "images": k * batch_size, "metrics": recent}
+                    meta |= {"seed": config.seed, "config_sha256": workdirs.identity(config)}
+                    checkpoint.save(checkpoints, k, _items(state), meta, recent)
+                if state.powers and (last or k % config.train.snapshot_every == 0):
+                    _snapshot(snapshots, k, state, config)
+                if last or k % config.train.sample_every == 0:
+                    _write_samples(workdir, k, draw, state, sample_key, rec, mesh, recent, writer if lead else None)
         bar.refresh()
-        if not _samples(workdir, config.train.steps).exists():  # killed after the last step
-            _write_samples(workdir, config.train.steps, draw, state, sample_key, rec, mesh, writer if lead else None)
-        checkpoints.wait_until_finished()
+        if not stopped and not _samples(workdir, config.train.steps).exists():  # killed after the last step
+            _write_samples(workdir, k, draw, state, sample_key, rec, mesh, recent, writer if lead else None)
+        for manager in (checkpoints, snapshots):
+            checkpoint.wait(manager)
+        if stopped and k < config.train.steps:
+            if lead:
+                bar.close()
+                print(f"{workdir}: asked to end, saved at step {k} of {config.train.steps}; the same line goes on")
+            return {}
 
         # ---- the summary ----
         summary = {
@@ -161,6 +225,7 @@ def train(config, workdir: Path) -> dict:
             "images": int(state.step) * batch_size,
             "wall_seconds": round(time.time() - started, 1),
             "resumed_from_step": start,
+            "skipped_updates": int(state.guard.skipped),
             "losses": recent,
             "sha256_params": fingerprint(state.params),
             "sha256_ema": fingerprint(state.ema),
@@ -173,6 +238,36 @@ def train(config, workdir: Path) -> dict:
         return summary
 
 
+# ---- what is saved --------------------------------------------------------------------------------------------------
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    """The averages that are sampled from stand apart, to be read alone."""
+    return {"state": state._replace(ema=None), "ema": state.ema}
+
+
+def _state(items: dict[str, Any]) -> TrainState:
+    return items["state"]._replace(ema=items["ema"])
+
+
+def _managers(workdir: Path, config) -> tuple[Any, Any]:
+    with cli.field("config.train."):
+        checkpoints = checkpoint.manager(
+            workdir / "checkpoints",
+            keep=config.train.keep,
+            keep_every=config.train.keep_every,
+            keep_best=config.train.keep_best,
+        )
+    return checkpoints, checkpoint.manager(workdir / "snapshots", keep=None)
+
+
+def _snapshot(snapshots, k: int, state: TrainState, config) -> None:
+    """Every average by a power function as it is now; a resumed run may come to a step that is kept already."""
+    if k not in snapshots.all_steps():
+        powers = {str(width): tree for width, tree in zip(config.train.ema_powers, state.powers, strict=True)}
+        checkpoint.save(snapshots, k, powers, {"config_sha256": workdirs.identity(config)})
+
+
 def _finished(workdir: Path, step: int) -> dict | None:
     """The summary of a run that ended at this step. One that is absent or damaged is made again."""
     with contextlib.suppress(OSError, ValueError):
@@ -180,6 +275,15 @@ def _finished(workdir: Path, step: int) -> dict | None:
         if summary.get("step") == step and isinstance(summary.get("losses"), dict):
             return summary
     return None
+
+
+# ---- what is said ---------------------------------------------------------------------------------------------------
+
+
+def _devices(mesh) -> str:
+    axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
+    processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    return f"{mesh.size} {jax.devices()[0].platform} device(s){processes}{f' ({axes})' if axes else ''}"
 
 
 def _progress(start: int, steps: int, *, show: bool) -> tqdm:
@@ -193,46 +297,91 @@ def _progress(start: int, steps: int, *, show: bool) -> tqdm:
     )
 
 
-def _stop_if_not_finite(recent: dict[str, float], state: TrainState, k: int, checkpoints) -> None:
-    """Ends the run before a broken state is saved."""
-    sizes = {
-        "loss": recent["loss"],
-        "gradient norm": recent["grad_norm"],
-        "norm of the parameters": float(_norm(state.params)),
-    }
-    broken = [f"{name} is {size}" for name, size in sizes.items() if not math.isfinite(size)]
-    if broken:
-        checkpoints.wait_until_finished()
-        newest = checkpoints.latest_step()
-        kept = f"the checkpoint of step {newest} is untouched" if newest else "no checkpoint was written yet"
-        raise ValueError(
-            f"at step {k} the {' and the '.join(broken)}; {kept}. Lower config.train.learning_rate or "
-            "config.train.clip_norm, or look at the data"
-        )
-
-
-_norm = jax.jit(optax.tree.norm)
+def _diverged(seen: Seen, k: int, newest: int | None) -> str:
+    """Why the run ends, before a broken state could be saved."""
+    levels = ", ".join(
+        f"{name.removeprefix('logsnr_').replace('_', ' ')}: {v:.3g}" for name, v in per_level(seen.levels)
+    )
+    kept = f"the checkpoint of step {newest} is untouched" if newest else "no checkpoint was written yet"
+    return (
+        f"at step {k} the loss is {float(seen.loss):.3g} and the gradient norm {float(seen.grad_norm):.3g}; of the last "
+        f"{int(seen.skipped_in_a_row)} updates none could count. Loss per bin of logSNR: {levels}; {kept}. Lower "
+        "config.train.learning_rate or config.train.clip_norm, or look at the data"
+    )
 
 
 def _samples(workdir: Path, k: int) -> Path:
     return workdir / "samples" / f"step_{k:08d}.png"
 
 
-def _write_samples(workdir: Path, k: int, draw, state: TrainState, key, rec, mesh, writer) -> None:
-    """A grid of samples of the averaged parameters, one class a column, to WORKDIR/samples and to TensorBoard."""
+def _write_samples(workdir: Path, k: int, draw, state: TrainState, key, rec: Recipe, mesh, recent, writer) -> None:
+    """A grid of samples of the averaged parameters, one class a column, and the loss per noise level, to
+    WORKDIR/samples and to TensorBoard."""
     columns = min(rec.num_classes or 8, 16)
     labels = class_labels(8 * columns, rec.num_classes, list(range(columns)) if rec.num_classes else None)
     images = generate(draw, state.ema, key, labels, mesh, progress=False)
-    picture = pictures.grid(images, columns, levels=rec.levels)
     if writer is not None:
+        picture = pictures.grid(images, columns, levels=rec.levels)
+        levels = pictures.levels(recent)
         pictures.save_png(_samples(workdir, k), picture)
-        writer.write_images(k, {"samples": picture[np.newaxis]})
+        pictures.save_png(workdir / "samples" / f"levels_{k:08d}.png", levels)
+        writer.write_images(k, {"samples": picture[np.newaxis], "loss_per_level": levels[np.newaxis]})
+
+
+def _flop_per_step(rec: Recipe, like: TrainState, batch_size: int) -> Callable[[], float | None]:
+    """Of the model: three times those of a forward pass, whatever is computed again."""
+
+    def count() -> float | None:
+        x = jax.ShapeDtypeStruct((batch_size, *rec.shape), np.float32)
+        c_noise = jax.ShapeDtypeStruct((batch_size,), np.float32)
+        label = None if rec.num_classes is None else jax.ShapeDtypeStruct((batch_size,), np.int32)
+        shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype), like.params)
+        forward = flop_of(rec.network.apply, shapes, x, c_noise, label)
+        return None if forward is None else 3 * forward
+
+    return count
 
 
 def _table(summary: dict) -> str:
     lines = [f"  {name:20} {value}" for name, value in summary.items() if not isinstance(value, dict)]
     lines += [f"  {name:20} {value:.5f}" for name, value in summary["losses"].items()]
     return "\n".join(lines)
+
+
+# ---- what is checked ------------------------------------------------------------------------------------------------
+
+
+def _check(config) -> None:
+    counts = ("steps", "batch_size", "log_every", "checkpoint_every", "sample_every", "snapshot_every", "keep")
+    for name in (*counts, "max_skipped"):
+        if config.train[name] < 1:
+            raise ValueError(f"config.train.{name} = {config.train[name]}: must be at least 1")
+    for name in ("keep_every", "keep_best"):
+        if config.train[name] < 0:
+            raise ValueError(f"config.train.{name} = {config.train[name]}: must be at least 0")
+    if not config.train.stall_seconds > 0:
+        raise ValueError(f"config.train.stall_seconds = {config.train.stall_seconds}: must be positive")
+    cli.check_seed("config.seed", config.seed)
+
+
+def _profile(value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    first, _, last = value.partition(":")
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise ValueError(f"--profile = {value}: must be START:STOP, the first and the last step to record, from 1")
+    return int(first), int(last)
+
+
+@contextlib.contextmanager
+def _named_after(workdir: Path):
+    """A disk that is full or read-only is named."""
+    try:
+        yield
+    except OSError as error:
+        newest = checkpoint.steps(workdir / "checkpoints")[-1:]
+        kept = f"the checkpoint of step {newest[0]} is untouched" if newest else "no checkpoint was written yet"
+        raise ValueError(f"--workdir = {workdir}: cannot be written to ({error}); {kept}") from error
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """The directory of a run: its resolved config, its checkpoints, and the networks restored from them."""
 
 import contextlib
+import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from diffax import data
 from diffax.training import checkpoint, sharding
 from diffax.training.ema import start as average_of
 from diffax.training.summary import read_json, write_json
+from experiments.cluster import barrier
 from experiments.recipe import Recipe, recipe
 
 try:
@@ -21,11 +24,14 @@ try:
 except ImportError:  # not a POSIX system: without the lock
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["claim", "load_dataset", "load_ema", "read_config", "write_config"]
+__all__ = ["claim", "identity", "load_dataset", "load_ema", "mesh_of", "read_config", "same_run", "write_config"]
 
-_MAY_CHANGE = ("train.steps", "train.log_every", "train.checkpoint_every", "train.sample_every", "train.keep")
-"""Fields that a resumed run may give anew, since the parameters at a given step do not depend on them. Those under
-`sample` and `data.dir` may change too."""
+_MAY_CHANGE = re.compile(
+    r"sample\.|mesh\.|data\.dir$|model\.remat$|train\.("
+    r"steps|accumulate|max_skipped|stall_seconds|(log|checkpoint|sample|snapshot)_every|keep|keep_every|keep_best)$"
+)
+"""Fields that a resumed run may give anew, since the parameters at a given step do not depend on them, but for rounding
+where the devices or the parts of a batch are others."""
 
 
 @contextlib.contextmanager
@@ -43,7 +49,7 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> Iterator[None]:
         differing = [
             f"config.{f} is {before.get(f)!r} there and {now.get(f)!r} here"
             for f in sorted(before.keys() | now.keys())
-            if before.get(f) != now.get(f) and f not in _MAY_CHANGE and not f.startswith(("sample.", "data.dir"))
+            if before.get(f) != now.get(f) and not _MAY_CHANGE.match(f)
         ]
         if differing:
             raise ValueError(
@@ -65,7 +71,31 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> Iterator[None]:
                 raise ValueError(f"--workdir = {workdir}: another process is training there; wait for it") from None
         if not (workdir / "config.json").exists():
             write_config(workdir, config)
+        barrier("workdir.claim")
         yield
+
+
+def identity(config: ml_collections.ConfigDict) -> str:
+    """A hash of the fields that a resumed run must keep: kept in each checkpoint."""
+    fields = {name: value for name, value in _flat(_plain(config)).items() if not _MAY_CHANGE.match(name)}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def same_run(workdir: Path, config: ml_collections.ConfigDict, meta: dict[str, Any]) -> None:
+    """Raises ValueError if a checkpoint, by its meta, belongs to another config than config.json says."""
+    if meta.get("config_sha256") != identity(config):
+        raise ValueError(
+            f"--workdir = {workdir}: its checkpoints were made with another config than its config.json; give another "
+            "workdir for a new run"
+        )
+
+
+def mesh_of(config: ml_collections.ConfigDict) -> Mesh:
+    """The mesh that a run was trained on, where the devices at hand can make it; otherwise all of them in parallel."""
+    try:
+        return sharding.make_mesh(**config.mesh)
+    except ValueError:
+        return sharding.data_mesh()
 
 
 def write_config(workdir: Path, config: ml_collections.ConfigDict) -> None:
@@ -91,18 +121,13 @@ def load_dataset(config: ml_collections.ConfigDict, split: str) -> data.Dataset:
 
 
 def load_ema(workdir: Path, config: ml_collections.ConfigDict, mesh: Mesh) -> tuple[Recipe, Any, int]:
-    """The recipe of a run, its averaged parameters on every device of the mesh, and their step."""
+    """The recipe of a run, its averaged parameters on the mesh, and their step."""
     rec = recipe(config, load_dataset(config, "train"))
-    if not (workdir / "checkpoints").is_dir():
-        raise ValueError(f"--workdir = {workdir}: holds no checkpoint yet; train on to the first one")
-    with contextlib.closing(checkpoint.manager(workdir, read_only=True)) as checkpoints:
-        step = checkpoints.latest_step()
-        if step is None:
-            raise ValueError(
-                f"--workdir = {workdir}: holds no checkpoint yet; let experiments.train get to its first one"
-            )
-        shapes = jax.eval_shape(lambda key: average_of(rec.network.init(key)), jax.random.key(0))
-        return rec, checkpoint.restore_ema(checkpoints, sharding.like(shapes, mesh)), step
+    shapes = jax.eval_shape(lambda key: average_of(rec.network.init(key)), jax.random.key(0))
+    restored = checkpoint.restore(workdir / "checkpoints", {"ema": sharding.like(shapes, mesh)}, read_only=True)
+    if restored is None:
+        raise ValueError(f"--workdir = {workdir}: holds no checkpoint yet; let experiments.train get to its first one")
+    return rec, restored.items["ema"], restored.step
 
 
 def _plain(config: ml_collections.ConfigDict) -> dict[str, Any]:

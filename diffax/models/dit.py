@@ -141,16 +141,16 @@ class Block(nn.Module):
         parts = jnp.split(Dense(6 * width, 0, **kind, name="modulation")(embedding)[:, None], 6, axis=-1)
         shift0, scale0, gate0, shift1, scale1, gate1 = parts
 
-        def split(a: Array) -> Array:
-            return a.reshape(*a.shape[:-1], self.heads, -1)
+        def split(a: Array, parts: int) -> list[Array]:
+            """[..., heads parts size] -> parts of [..., heads, size]: heads come first, so that devices can share them."""
+            return [p[..., 0, :] for p in jnp.split(a.reshape(*a.shape[:-1], self.heads, parts, -1), parts, axis=-2)]
 
         h = LayerNorm(affine=False, **kind)(x) * (1 + scale0) + shift0
-        q, k, v = (split(a) for a in jnp.split(Dense(3 * width, **kind, name="qkv")(h), 3, axis=-1))
+        q, k, v = split(Dense(3 * width, **kind, name="qkv")(h), 3)
         x = x + gate0 * Dense(width, **kind, name="project")(attention(q, k, v).reshape(x.shape))
         if tokens is not None:
-            q = split(Dense(width, **kind, name="cross_q")(LayerNorm(affine=False, **kind)(x)))
-            both = Dense(2 * width, **kind, name="cross_kv")(tokens.astype(self.dtype))
-            k, v = (split(a) for a in jnp.split(both, 2, axis=-1))
+            (q,) = split(Dense(width, **kind, name="cross_q")(LayerNorm(affine=False, **kind)(x)), 1)
+            k, v = split(Dense(2 * width, **kind, name="cross_kv")(tokens.astype(self.dtype)), 2)
             x = x + Dense(width, 0, **kind, name="cross_project")(attention(q, k, v).reshape(x.shape))
         h = LayerNorm(affine=False, **kind)(x) * (1 + scale1) + shift1
         h = nn.gelu(Dense(4 * width, **kind, name="widen")(h), approximate=True)

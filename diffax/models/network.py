@@ -8,6 +8,7 @@ params is a plain nested dict of arrays, x and F are [batch, ...] float, c_noise
 network is conditioned on (or None). Adapters make one from a Flax Linen or a Flax NNX module.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import nnx
 from jax import Array
+from jax.sharding import PartitionSpec
 
 from diffax.models.layers import Drawn, draw
 
@@ -42,9 +44,31 @@ def from_linen(module: nn.Module, shape: tuple[int, ...], cond: Any = None) -> N
 
     def apply(params: Any, x: Array, c_noise: Array, cond: Any = None, *, key: Array | None = None) -> Array:
         rngs = None if key is None else {"dropout": key}
-        return module.apply({"params": params}, x, c_noise, cond, train=key is not None, rngs=rngs)  # type: ignore
+        with _split_by_batch(len(x)):
+            return module.apply({"params": params}, x, c_noise, cond, train=key is not None, rngs=rngs)  # type: ignore
 
     return Network(init, apply)
+
+
+def _split_by_batch(batch: int) -> contextlib.AbstractContextManager:
+    """What every layer returns is split over devices along the batch, where a mesh with such axes is set (`train_step`).
+
+    Without that word the compiler may follow the slices of a layer's weights instead, and gather the batch. Other axes
+    are left to it.
+    """
+    axes = tuple(axis for axis in ("data", "fsdp") if axis in jax.sharding.get_abstract_mesh().axis_names)
+    if not axes:
+        return contextlib.nullcontext()
+
+    def split(a: Any) -> Any:
+        if not isinstance(a, Array) or a.ndim == 0 or a.shape[0] % batch:
+            return a
+        return jax.lax.with_sharding_constraint(a, PartitionSpec(axes, *[PartitionSpec.UNCONSTRAINED] * (a.ndim - 1)))
+
+    def interceptor(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        return jax.tree.map(split, call(*args, **kwargs))
+
+    return nn.intercept_methods(interceptor)
 
 
 def initialiser(module: nn.Module, *inputs: Any) -> Callable[[Array], Any]:

@@ -140,7 +140,7 @@ class UViT(nn.Module):
         tokens = Dense(self.width, **kind, name="narrow")(h).reshape(len(x), -1, self.width)
         tokens = tokens + jnp.asarray(positions(rows, columns, self.width), self.dtype)
         for i in range(self.depth):
-            layer = transformer_block(self.heads, self.dropout, **kind, name=f"middle_block{i}")
+            layer = transformer_block(self.heads, self.dropout, **kind, name=f"block{i}")
             tokens = layer(tokens, embedding, given.get("tokens"), train)
         h = h + Dense(outer, 0, **kind, name="widen")(tokens).reshape(h.shape)
 

@@ -1,5 +1,6 @@
 """Metrics of a training run, as CLU collections: they are gathered on the device and read when they are logged."""
 
+import itertools
 from typing import Any
 
 import flax
@@ -8,7 +9,7 @@ import numpy as np
 from clu import metrics
 from jax import Array
 
-__all__ = ["LEVEL_EDGES", "LossPerLevel", "TrainMetrics", "scalars"]
+__all__ = ["LEVEL_EDGES", "LossPerLevel", "TrainMetrics", "per_level", "scalars"]
 
 LEVEL_EDGES = tuple(range(-12, 15, 3))
 """Edges of the logSNR bins in which the loss is reported; the first and the last bin also hold what lies outside."""
@@ -53,14 +54,19 @@ class TrainMetrics(metrics.Collection):
 
 
 def scalars(collection: metrics.Collection) -> dict[str, float]:
-    """A collection as flat, named numbers; bins without a sample are left out."""
+    """A collection as flat, named numbers; what nothing was seen of, a bin or the whole, is left out."""
     out = {}
     for name, value in collection.compute().items():
-        value = np.asarray(value)
-        if value.ndim == 0:
-            out[name] = float(value)
-        else:
-            bins = zip(LEVEL_EDGES[:-1], LEVEL_EDGES[1:], value, strict=True)
-            counts = np.asarray(getattr(collection, name).count)
-            out |= {f"{name}/logsnr_{a}_to_{b}": float(v) for (a, b, v), c in zip(bins, counts, strict=True) if c}
+        metric = getattr(collection, name)
+        if isinstance(metric, LossPerLevel):
+            out |= {f"{name}/{bin_name}": v for bin_name, v in per_level(metric)}
+        elif np.any(metric.count):
+            out[name] = float(np.asarray(value))
     return out
+
+
+def per_level(metric: LossPerLevel) -> list[tuple[str, float]]:
+    """("logsnr_-3_to_0", mean loss) of the bins in which samples fell."""
+    names = [f"logsnr_{low}_to_{high}" for low, high in itertools.pairwise(LEVEL_EDGES)]
+    counts, means = np.asarray(metric.count), np.asarray(metric.compute())
+    return [(name, float(mean)) for name, mean, count in zip(names, means, counts, strict=True) if count]

@@ -1,6 +1,6 @@
 """The training state and the step that moves it: one jit over a mesh, state donated, randomness from the step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,79 +9,145 @@ import optax
 from jax import Array
 from jax.sharding import Mesh
 
-from diffax.losses import Aux
-from diffax.training import ema
-from diffax.training.metrics import TrainMetrics
-from diffax.training.sharding import replicated, sharded
+from diffax import _check
+from diffax.losses import Aux, Part
+from diffax.training import ema, guard
+from diffax.training.metrics import LossPerLevel, TrainMetrics
+from diffax.training.sharding import batch_shards, place, replicated, sharded
 
-__all__ = ["TrainState", "init_state", "train_step"]
+__all__ = ["Seen", "TrainState", "init_state", "train_step"]
 
 
 class TrainState(NamedTuple):
-    """Everything a step changes: step (int32 scalar, updates done), params, their average, the optimizer's state, and
-    the state of an adaptive sampler of noise levels (None without one).
+    """Everything a step changes: step (int32 scalar, updates done), params, their average, the optimizer's state, the
+    state of an adaptive sampler of noise levels (None without one), averages of power functions (one a width), and what
+    the guard counts.
     """
 
     step: Array
     params: Any
     ema: Any
     optimizer: Any
-    sampler: Any = None
+    sampler: Any
+    powers: tuple[Any, ...]
+    guard: guard.Guard
+
+
+class Seen(NamedTuple):
+    """What a step says of itself, on the device: loss and gradient norm, the loss per bin of logSNR, and how many
+    updates in a row were left out, this one included (0: it counted)."""
+
+    loss: Array
+    grad_norm: Array
+    levels: LossPerLevel
+    skipped_in_a_row: Array
 
 
 def init_state(
-    init: Callable[[Array], Any], optimizer: optax.GradientTransformation, key: Array, mesh: Mesh, sampler: Any = None
+    init: Callable[[Array], Any],
+    optimizer: optax.GradientTransformation,
+    key: Array,
+    mesh: Mesh,
+    sampler: Any = None,
+    powers: int = 0,
 ) -> TrainState:
-    """The state before the first step, made on the devices where it will live."""
+    """The state before the first step, made on the devices where it will live. powers: averages of power functions."""
 
     def make(key: Array) -> TrainState:
         params = init(key)
-        return TrainState(jnp.zeros((), jnp.int32), params, ema.start(params), optimizer.init(params), sampler)
+        averages = tuple(ema.start(params) for _ in range(powers))
+        step = jnp.zeros((), jnp.int32)
+        return TrainState(step, params, ema.start(params), optimizer.init(params), sampler, averages, guard.init())
 
-    return jax.jit(make, out_shardings=replicated(mesh))(key)
+    return jax.jit(make, out_shardings=place(jax.eval_shape(make, key), mesh))(key)
 
 
 def train_step(
-    loss: Callable[[Any, Any, Array, Array, Any], tuple[Array, Aux]],
+    loss: Callable[..., tuple[Array, Aux]],
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     *,
     batch_size: int,
     ema_halflife: float,
+    powers: Sequence[float] = (),
+    accumulate: int = 1,
+    spike: float = 0.0,
     adapt: Callable[[Any, Array, Aux], Any] | None = None,
-) -> Callable[[TrainState, TrainMetrics, Any, Array], tuple[TrainState, TrainMetrics, Array]]:
-    """A compiled step(state, metrics, batch, key) -> (state, metrics, loss).
+) -> Callable[[TrainState, TrainMetrics, Any, Array], tuple[TrainState, TrainMetrics, Seen]]:
+    """A compiled step(state, metrics, batch, key) -> (state, metrics, seen).
 
     Args:
-      loss: loss(params, batch, key, step, sampler) -> (scalar, Aux).
+      loss: loss(params, batch, key, step, sampler) -> (scalar, Aux); with accumulate also a last argument, `Part`.
       batch_size: of the whole batch, over all devices and processes; ema_halflife: in images.
+      powers: relative widths sigma_rel of the averages by power functions (EDM2), as many as the state has.
+      accumulate: into how many parts the batch is split, which follow one another and whose gradients are averaged:
+        the same step but for rounding (and for dropout in the network), in a part of the memory.
+      spike: see `guard.judge`.
       adapt: adapt(sampler, step, aux) -> sampler, where the noise levels are drawn adaptively.
 
     The step draws from fold_in(key, state.step), so a resumed run repeats an unbroken one. `state` and `metrics` are
-    donated. The batch is split over the mesh; the mean over it is the collective that keeps the copies of the
-    parameters equal. Raises ValueError if the batch does not divide by the number of devices, or ema_halflife < 0.
+    donated. The state lies where `sharding.place` says; the batch is split over the axes `sharding.BATCH`. An update
+    that is not finite is left out (`diffax.training.guard`).
+
+    Raises: ValueError if the batch does not divide by its shards times accumulate, or a number is out of range.
     """
-    if batch_size < 1 or batch_size % mesh.size:
-        raise ValueError(f"batch_size = {batch_size}: must be a positive multiple of the {mesh.size} devices")
+    _check.whole("accumulate", accumulate)
+    shards = batch_shards(mesh)
+    if batch_size < 1 or batch_size % (shards * accumulate):
+        times = f" times accumulate = {accumulate}" if accumulate > 1 else ""
+        raise ValueError(f"batch_size = {batch_size}: must be a positive multiple of the {shards} devices{times}")
     if not ema_halflife >= 0:
         raise ValueError(f"ema_halflife = {ema_halflife}: must be >= 0 images")
+    if not (spike == 0 or spike > 1):
+        raise ValueError(f"spike = {spike}: must be greater than 1, or 0 for no such check")
 
-    def step(
-        state: TrainState, metrics: TrainMetrics, batch: Any, key: Array
-    ) -> tuple[TrainState, TrainMetrics, Array]:
-        value_and_grad = jax.value_and_grad(loss, has_aux=True)
+    def gradient(state: TrainState, batch: Any, draws: Array) -> tuple[Array, Aux, Any]:
+        of = jax.value_and_grad(loss, has_aux=True)
+        if accumulate == 1:
+            (value, aux), grads = of(state.params, batch, draws, state.step, state.sampler)
+            return value, aux, grads
+        # Sample i goes to part i % accumulate, so that each device splits the rows that it has.
+        each = batch_size // accumulate
+        parts = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(each, accumulate, *a.shape[1:]), 1, 0), batch)
+
+        def add(total: Any, part: Any) -> tuple[Any, Aux]:
+            i, rows = part
+            rows = jax.lax.with_sharding_constraint(rows, sharded(mesh))
+            index = jnp.arange(each) * accumulate + i
+            (value, aux), grads = of(state.params, rows, draws, state.step, state.sampler, Part(index, batch_size))
+            return jax.tree.map(lambda t, new: t + new / accumulate, total, (value, grads)), aux
+
+        zeros = jnp.zeros(()), jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), state.params)
+        (value, grads), aux = jax.lax.scan(add, zeros, (jnp.arange(accumulate), parts))
+        return value, Aux(*(a.swapaxes(0, 1).reshape(-1) for a in aux)), grads
+
+    def step(state: TrainState, metrics: TrainMetrics, batch: Any, key: Array) -> tuple[TrainState, TrainMetrics, Seen]:
         draws = jax.random.fold_in(key, state.step)
-        (value, aux), grads = value_and_grad(state.params, batch, draws, state.step, state.sampler)
-        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # seen by `models.network`
+            value, aux, grads = gradient(state, batch, draws)
+        grad_norm = optax.tree.norm(grads)
+        updates, moments = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         average = ema.update(state.ema, params, ema.decay(state.step, batch_size, ema_halflife))
-        seen = TrainMetrics.single_from_model_output(
-            loss=value, grad_norm=optax.tree.norm(grads), sample_loss=aux.loss, logsnr=aux.logsnr
+        averages = tuple(
+            ema.power_update(old, params, state.step, width) for old, width in zip(state.powers, powers, strict=True)
         )
         sampler = state.sampler if adapt is None else adapt(state.sampler, state.step, aux)
-        return TrainState(state.step + 1, params, average, optimizer_state, sampler), metrics.merge(seen), value
+
+        ok, judged = guard.judge(state.guard, value, grad_norm, optax.tree.norm(params), spike=spike)
+        levels = LossPerLevel.from_model_output(sample_loss=aux.loss, logsnr=aux.logsnr)
+        merged = metrics.merge(
+            TrainMetrics.single_from_model_output(
+                loss=value, grad_norm=grad_norm, sample_loss=aux.loss, logsnr=aux.logsnr
+            )
+        )
+        new = TrainState(state.step + 1, params, average, moments, sampler, averages, judged)
+        kept = state._replace(step=new.step, guard=judged)
+        new, metrics = jax.tree.map(lambda a, b: jnp.where(ok, a, b), (new, merged), (kept, metrics))
+        new = jax.lax.with_sharding_constraint(new, place(new, mesh))
+        return new, metrics, Seen(value, grad_norm, levels, judged.in_a_row)
 
     here = replicated(mesh)
     return jax.jit(
-        step, in_shardings=(here, here, sharded(mesh), here), out_shardings=(here, here, here), donate_argnums=(0, 1)
+        step, in_shardings=(None, here, sharded(mesh), here), out_shardings=(None, here, here), donate_argnums=(0, 1)
     )

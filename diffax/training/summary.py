@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from diffax.training.sharding import to_host
+
 __all__ = ["environment", "fingerprint", "read_json", "write_json"]
 
 
@@ -20,13 +22,13 @@ def fingerprint(tree: Any) -> str:
     """SHA-256 over the leaves of a tree of arrays: sorted path order, raw little-endian bytes.
 
     The path of a leaf is its keys joined by "/". Two trees of one structure have equal fingerprints if, and but for
-    chance only if, they are equal to the bit.
+    chance only if, they are equal to the bit. Of arrays that are spread over processes, all processes must ask.
     """
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
     digest = hashlib.sha256()
     for path in sorted(named):
-        array = np.ascontiguousarray(jax.device_get(named[path]))
+        array = np.ascontiguousarray(to_host(named[path]))
         digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
     return digest.hexdigest()
 

@@ -1,12 +1,15 @@
-"""CLU's metric writers, without TensorFlow.
+"""What a run writes as it goes: CLU's metric writers, without TensorFlow, and a plain file of JSON lines.
 
 CLU writes TensorBoard events through a module that imports TensorFlow, a gigabyte for a file format. Where TensorFlow
 is absent, a module of the same name backed by tensorboardX takes its place before CLU looks for it; TensorBoard reads
 the events either way.
 """
 
+import contextlib
 import importlib.util
+import json
 import sys
+import time
 import types
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["create_writer"]
+__all__ = ["Log", "create_writer"]
 
 _NAME = "clu.metric_writers.summary_writer"
 
@@ -28,6 +31,38 @@ def create_writer(workdir: str | Path, *, just_logging: bool = False) -> Any:
     from clu import metric_writers
 
     return metric_writers.create_default_writer(str(workdir), just_logging=just_logging)
+
+
+class Log:
+    """What is logged, as one JSON object a line: {"step": 100, "time": <unix seconds>, "train/loss": ...}.
+
+    A run that goes on from step `start` takes back the lines after it, and one that a kill tore, and appends. write:
+    whether this process does it.
+    """
+
+    def __init__(self, path: str | Path, start: int, *, write: bool = True) -> None:
+        self._file: Any = None
+        if not write:
+            return
+        path, kept = Path(path), []
+        for line in path.read_text().splitlines() if path.exists() else ():
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                if json.loads(line)["step"] <= start:
+                    kept.append(line)
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text("".join(f"{line}\n" for line in kept))
+        partial.replace(path)
+        self._file = path.open("a")
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One line, on disk before this returns."""
+        if self._file is not None:
+            self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
 
 def _tensorboardx_module() -> types.ModuleType:

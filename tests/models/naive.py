@@ -219,12 +219,19 @@ def dit_block(x, e, p, heads, tokens=None):
     """e is the embedding with SiLU applied."""
     shift0, scale0, gate0, shift1, scale1, gate1 = np.split(dense(e, p["modulation"])[:, None], 6, -1)
     h = layer_norm(x) * (1 + scale0) + shift0
-    x = x + gate0 * dense(attention(*np.split(dense(h, p["qkv"]), 3, -1), heads), p["project"])
+    x = x + gate0 * dense(attention(*by_heads(dense(h, p["qkv"]), heads, 3), heads), p["project"])
     if tokens is not None:
-        k, v = np.split(dense(tokens, p["cross_kv"]), 2, -1)
+        k, v = by_heads(dense(tokens, p["cross_kv"]), heads, 2)
         x = x + dense(attention(dense(layer_norm(x), p["cross_q"]), k, v, heads), p["cross_project"])
     h = layer_norm(x) * (1 + scale1) + shift1
     return x + gate1 * dense(gelu_tanh(dense(h, p["widen"])), p["narrow"])
+
+
+def by_heads(a, heads, parts):
+    """The columns belong to the first head, its queries, keys and values (of size each), then to the second, ..."""
+    size = a.shape[-1] // (heads * parts)
+    columns = np.arange(a.shape[-1])
+    return [a[..., (columns // size) % parts == part] for part in range(parts)]
 
 
 def patches(x, size):

@@ -42,7 +42,7 @@ def test_the_network_is_its_formula(small):
     skip1 = naive.res_block(naive.resample(skip0, "down"), e, p["down1_block0"])
     h = naive.resample(skip1, "down")
     tokens = naive.dense(h, p["narrow"]).reshape(3, 2, 16) + naive.positions(2, 1, 16)
-    for name in ("middle_block0", "middle_block1"):
+    for name in ("block0", "block1"):
         tokens = naive.dit_block(tokens, e, p[name], 2, cond["tokens"])
     h = h + naive.dense(tokens, p["widen"]).reshape(h.shape)
     h = naive.res_block(np.concatenate([naive.resample(h, "up"), skip1], -1), e, p["up1_block0"])
