@@ -56,7 +56,8 @@ def classifier_free(
 def drop_label(key: Array, label: Array, null: Any, rate: float, index: Array | None = None) -> Array:
     """Replaces each label [batch] by `null` with probability `rate`, so that one network learns both models.
 
-    Sample i decides by fold_in(key, i); index [batch] are their numbers, 0, 1, 2, ... by default. Raises ValueError unless 0 <= rate <= 1.
+    Sample i decides by fold_in(key, i); index [batch] are their numbers, 0, 1, 2, ... by default. Raises ValueError
+    unless 0 <= rate <= 1.
     """
     _check.between("rate", rate, 0, 1)
     keys = sample_keys(key, jnp.arange(label.shape[0]) if index is None else index)

@@ -34,9 +34,9 @@ class Aux(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A part of a batch: the places of its samples, index [batch] int, and the size of the whole."""
+    """A part of a batch: the places of its samples, rows [batch] int, and the size of the whole."""
 
-    index: Array
+    rows: Array
     whole: int
 
 

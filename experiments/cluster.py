@@ -29,25 +29,26 @@ HEARTBEAT = flags.DEFINE_integer("heartbeat", 60, "Seconds without a sign of lif
 
 def join() -> None:
     """Joins the processes of this run, if it has several. Raises ValueError for flags that do not fit together."""
-    given = {"coordinator": COORDINATOR.value, "processes": PROCESSES.value, "process": PROCESS.value}
-    missing = [f"--{name}" for name, value in given.items() if value is None]
+    host, count, mine = COORDINATOR.value, PROCESSES.value, PROCESS.value
     if HEARTBEAT.value < 1:
         raise ValueError(f"--heartbeat = {HEARTBEAT.value}: must be at least 1 second")
     patience: dict[str, Any] = {"heartbeat_timeout_seconds": HEARTBEAT.value}
-    if len(missing) == 3:
+    if host is None and count is None and mine is None:
         if DISTRIBUTED.value or _launched_as_several():
             jax.distributed.initialize(**patience)
         return
-    if missing:
-        raise ValueError(f"{' and '.join(missing)} missing: --coordinator, --processes and --process go together")
-    if PROCESSES.value < 1:
-        raise ValueError(f"--processes = {PROCESSES.value}: must be at least 1")
-    if not 0 <= PROCESS.value < PROCESSES.value:
-        raise ValueError(f"--process = {PROCESS.value}: must lie in [0, {PROCESSES.value - 1}]")
-    if ":" not in COORDINATOR.value:
-        raise ValueError(f"--coordinator = {COORDINATOR.value}: must be host:port")
-    if PROCESSES.value > 1:
-        jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value, **patience)
+    if host is None or count is None or mine is None:
+        given = {"coordinator": host, "processes": count, "process": mine}
+        missing = " and ".join(f"--{name}" for name, value in given.items() if value is None)
+        raise ValueError(f"{missing} missing: --coordinator, --processes and --process go together")
+    if count < 1:
+        raise ValueError(f"--processes = {count}: must be at least 1")
+    if not 0 <= mine < count:
+        raise ValueError(f"--process = {mine}: must lie in [0, {count - 1}]")
+    if ":" not in host:
+        raise ValueError(f"--coordinator = {host}: must be host:port")
+    if count > 1:
+        jax.distributed.initialize(host, count, mine, **patience)
 
 
 def _launched_as_several() -> bool:

@@ -101,10 +101,10 @@ def loss(recipe: Recipe, *, train: bool) -> Callable[..., tuple[Array, Aux]]:
         if recipe.num_classes is not None:
             label = batch["label"]
             if train:
-                index = None if part is None else part.index
+                index = None if part is None else part.rows
                 label = dx.guidance.drop_label(label_key, label, recipe.num_classes, recipe.label_dropout, index)
         if train:
-            dropout_key = dropout_key if part is None else jax.random.fold_in(dropout_key, part.index[0])
+            dropout_key = dropout_key if part is None else jax.random.fold_in(dropout_key, part.rows[0])
             apply = jax.tree_util.Partial(apply, key=dropout_key)
         wanted = recipe.schedule_at(step)
         drawn = wanted if sampler is None else dx.adaptive.schedule(sampler, wanted, recipe.floor)

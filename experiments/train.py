@@ -14,7 +14,6 @@ The same line trains on one device, on all devices of a host (config.mesh says h
 
 import collections
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -304,8 +303,8 @@ def _diverged(seen: Seen, k: int, newest: int | None) -> str:
     )
     kept = f"the checkpoint of step {newest} is untouched" if newest else "no checkpoint was written yet"
     return (
-        f"at step {k} the loss is {float(seen.loss):.3g} and the gradient norm {float(seen.grad_norm):.3g}; of the last "
-        f"{int(seen.skipped_in_a_row)} updates none could count. Loss per bin of logSNR: {levels}; {kept}. Lower "
+        f"at step {k} the loss is {float(seen.loss):.3g} and the gradient norm {float(seen.grad_norm):.3g}; of the "
+        f"last {int(seen.skipped_in_a_row)} updates none could count. Loss per bin of logSNR: {levels}; {kept}. Lower "
         "config.train.learning_rate or config.train.clip_norm, or look at the data"
     )
 

@@ -142,7 +142,7 @@ class Block(nn.Module):
         shift0, scale0, gate0, shift1, scale1, gate1 = parts
 
         def split(a: Array, parts: int) -> list[Array]:
-            """[..., heads parts size] -> parts of [..., heads, size]: heads come first, so that devices can share them."""
+            """[..., heads parts size] -> parts of [..., heads, size]: heads first, so that devices can share them."""
             return [p[..., 0, :] for p in jnp.split(a.reshape(*a.shape[:-1], self.heads, parts, -1), parts, axis=-2)]
 
         h = LayerNorm(affine=False, **kind)(x) * (1 + scale0) + shift0

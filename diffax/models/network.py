@@ -51,7 +51,7 @@ def from_linen(module: nn.Module, shape: tuple[int, ...], cond: Any = None) -> N
 
 
 def _split_by_batch(batch: int) -> contextlib.AbstractContextManager:
-    """What every layer returns is split over devices along the batch, where a mesh with such axes is set (`train_step`).
+    """What a layer returns is split over devices along the batch, where a mesh with such axes is set (`train_step`).
 
     Without that word the compiler may follow the slices of a layer's weights instead, and gather the batch. Other axes
     are left to it.

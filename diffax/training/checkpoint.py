@@ -142,7 +142,8 @@ def restore(directory: str | Path, like: dict[str, Any], *, read_only: bool = Fa
 
     Raises: CheckpointError if all are damaged, or the newest whole one is of another model; then nothing is moved.
     """
-    directory, damaged = Path(directory).resolve(), {}
+    directory = Path(directory).resolve()
+    damaged: dict[int, str] = {}
     for step in reversed(steps(directory)):
         found, why = _read(directory / str(step), like)
         if found is not None:
@@ -217,8 +218,8 @@ def _same_arrays(path: Path, saved: dict[str, Any], like: dict[str, Any]) -> Non
         if wrong:
             first = wrong[0]
             raise CheckpointError(
-                f"checkpoint {path} is of another model: {len(wrong)} arrays of {name} differ, the first {first}, which "
-                f"is {_shape(there.get(first))} there and {_shape(wanted.get(first))} here"
+                f"checkpoint {path} is of another model: {len(wrong)} arrays of {name} differ, the first {first}, "
+                f"which is {_shape(there.get(first))} there and {_shape(wanted.get(first))} here"
             )
 
 

@@ -127,7 +127,7 @@ def flop_of(function: Any, *arguments: Any) -> float | None:
     """Operations of a function of arrays or their shapes, as XLA counts them before it optimises; None if it cannot."""
     with contextlib.suppress(Exception):
         cost = jax.jit(function).lower(*arguments).cost_analysis()
-        return float((cost[0] if isinstance(cost, list) else cost)["flops"])
+        return float(cost["flops"]) if cost else None
     return None
 
 

@@ -55,7 +55,7 @@ class TrainMetrics(metrics.Collection):
 
 def scalars(collection: metrics.Collection) -> dict[str, float]:
     """A collection as flat, named numbers; what nothing was seen of, a bin or the whole, is left out."""
-    out = {}
+    out: dict[str, float] = {}
     for name, value in collection.compute().items():
         metric = getattr(collection, name)
         if isinstance(metric, LossPerLevel):

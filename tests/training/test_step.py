@@ -21,21 +21,24 @@ def apply(params, x, c_noise, cond):
     return jnp.tanh(x @ params["w"] + params["b"] + c_noise[:, None])
 
 
-def loss(params, batch, key, step=None, sampler=None):
-    return dx.losses.denoising(apply, params, key, batch["x"])
+def loss(params, batch, key, step=None, sampler=None, part=None):
+    return dx.losses.denoising(apply, params, key, batch["x"], part=part)
 
 
-def run(devices, steps=5, batch_size=16):
+def run(devices, steps=5, batch_size=16, poison=(), **options):
+    """poison: steps whose data are NaN."""
     mesh = sharding.data_mesh(devices)
     optimizer = adam(1e-2, warmup_steps=3)
-    step = train_step(loss, optimizer, mesh, batch_size=batch_size, ema_halflife=1000.0)
-    state = init_state(init, optimizer, jax.random.key(0), mesh)
-    metrics = jax.device_put(TrainMetrics.empty(), sharding.replicated(mesh))
+    step = train_step(loss, optimizer, mesh, batch_size=batch_size, ema_halflife=1000.0, **options)
+    state = init_state(init, optimizer, jax.random.key(0), mesh, powers=len(options.get("powers", ())))
+    metrics = sharding.put_replicated(TrainMetrics.empty(), mesh)
     rng, losses = np.random.default_rng(0), []
-    for _ in range(steps):
-        batch = sharding.put_batch({"x": np.float32(rng.normal(size=(batch_size, 4)))}, mesh)
-        state, metrics, value = step(state, metrics, batch, jax.random.key(1))
-        losses.append(float(value))
+    for k in range(steps):
+        x = np.float32(rng.normal(size=(batch_size, 4)))
+        batch = sharding.put_batch({"x": x * np.float32(np.nan if k in poison else 1)}, mesh)
+        state, metrics, seen = step(state, metrics, batch, jax.random.key(1))
+        losses.append(float(seen.loss))
+    assert step._cache_size() == 1  # compiled once
     return state, metrics, losses
 
 
@@ -47,6 +50,45 @@ def test_any_number_of_devices_trains_the_same(devices):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one.params, many.params)
     assert many.params["w"].sharding.is_fully_replicated and len(many.params["w"].sharding.device_set) == devices
     assert scalars(metrics_many) == pytest.approx(scalars(metrics_one), rel=1e-4)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("parts", [2, 4])
+def test_a_batch_in_parts_is_the_same_step(devices, parts):
+    """Every sample draws what it would draw in the whole batch."""
+    whole, metrics_whole, losses_whole = run(1)
+    split, metrics_split, losses_split = run(devices, accumulate=parts)
+    np.testing.assert_allclose(losses_split, losses_whole, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), whole.params, split.params)
+    assert scalars(metrics_split) == pytest.approx(scalars(metrics_whole), rel=1e-5)
+
+
+def test_an_update_that_is_not_finite_is_left_out():
+    """As if its batch had come and gone: everything but the step stays, and the next step draws its own noise."""
+    before, metrics_before, _ = run(1, steps=2)
+    state, metrics, losses = run(1, steps=3, poison=[2])
+    assert np.isnan(losses[2]) and int(state.step) == 3
+    jax.tree.map(np.testing.assert_array_equal, state.params, before.params)
+    jax.tree.map(np.testing.assert_array_equal, state.ema, before.ema)
+    jax.tree.map(np.testing.assert_array_equal, state.optimizer, before.optimizer)
+    assert scalars(metrics) == scalars(metrics_before)
+    assert (int(state.guard.in_a_row), int(state.guard.skipped), int(state.guard.made)) == (1, 1, 2)
+    after, _, losses = run(1, steps=4, poison=[2])
+    assert np.isfinite(losses[3]) and int(after.guard.in_a_row) == 0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after))
+
+
+def test_averages_by_power_functions_are_their_sum():
+    """sum_k k^gamma params_k / sum_k k^gamma up to the paper's discretisation: weights prod (1 - 1/k)^(gamma + 1)."""
+    widths = (0.05, 0.2)
+    trajectory = [run(1, steps=k, powers=widths)[0] for k in (1, 2, 3, 4)]
+    for i, width in enumerate(widths):
+        gamma = ema.gamma_of(width)
+        average = 0.0
+        for k, state in enumerate(trajectory, 1):
+            beta = (1 - 1 / k) ** (gamma + 1)
+            average = beta * average + (1 - beta) * np.float64(state.params["w"])
+            np.testing.assert_allclose(state.powers[i]["w"], average, rtol=1e-4, atol=1e-6)
 
 
 def test_the_step_is_the_formula():
@@ -78,7 +120,7 @@ def test_state_is_donated():
     step = train_step(loss, optimizer, mesh, batch_size=4, ema_halflife=0.0)
     state = init_state(init, optimizer, jax.random.key(0), mesh)
     old = state.params["w"]
-    metrics = jax.device_put(TrainMetrics.empty(), sharding.replicated(mesh))
+    metrics = sharding.put_replicated(TrainMetrics.empty(), mesh)
     state, _, _ = step(state, metrics, sharding.put_batch({"x": np.ones((4, 4), np.float32)}, mesh), jax.random.key(0))
     assert old.is_deleted()
     # a half-life of nothing: the average is the parameters
@@ -152,6 +194,18 @@ def test_warm_up_and_clipping():
         (
             lambda: train_step(loss, adam(1e-3), sharding.data_mesh(1), batch_size=1, ema_halflife=-1.0),
             "ema_halflife = -1.0",
+        ),
+        (
+            lambda: train_step(loss, adam(1e-3), sharding.data_mesh(4), batch_size=8, ema_halflife=1.0, accumulate=4),
+            "batch_size = 8: must be a positive multiple of the 4 devices times accumulate = 4",
+        ),
+        (
+            lambda: train_step(loss, adam(1e-3), sharding.data_mesh(1), batch_size=8, ema_halflife=1.0, accumulate=0),
+            "accumulate = 0",
+        ),
+        (
+            lambda: train_step(loss, adam(1e-3), sharding.data_mesh(1), batch_size=8, ema_halflife=1.0, spike=0.5),
+            "spike = 0.5",
         ),
     ],
 )
