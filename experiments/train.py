@@ -23,17 +23,16 @@ from clu import parameter_overview
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from diffax import data, models
+from diffax import data
 from diffax.training import checkpoint, sharding
 from diffax.training.metrics import TrainMetrics, scalars
-from diffax.training.optimizer import adam_with_warmup
 from diffax.training.step import TrainState, init_state, train_step
 from diffax.training.summary import environment, fingerprint, read_json, write_json
 from diffax.training.writers import create_writer
 from experiments import cli, pictures
+from experiments import recipe as recipes
 from experiments import workdir as workdirs
 from experiments.generate import class_labels, generate
-from experiments.recipe import loss, recipe, sampler
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The config file of the experiment.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "The directory of the run; made if it is not there.")
@@ -49,28 +48,20 @@ def main() -> None:
 def train(config, workdir: Path) -> dict:
     """Trains to config.train.steps, from where the workdir stands, and returns the summary."""
     started = time.time()
-    for name in ("steps", "batch_size", "log_every", "checkpoint_every", "sample_every", "keep"):
-        if config.train[name] < 1:
-            raise ValueError(f"config.train.{name} = {config.train[name]}: must be at least 1")
-    cli.check_seed("config.seed", config.seed)
+    recipes.check_counts(config)
     lead = jax.process_index() == 0
 
     # ---- what the config names; all of it is checked before anything is written ----
     dataset = workdirs.load_dataset(config, "train")
-    rec = recipe(config, dataset)
+    rec = recipes.recipe(config, dataset)
     mesh = sharding.data_mesh()
     batch_size = config.train.batch_size
     with cli.field("config.sample."):
-        draw = sampler(rec, **config.sample)
+        draw = recipes.sampler(rec, **config.sample)
+    optimizer = recipes.optimizer(config)
     with cli.field("config.train."):
-        adam = adam_with_warmup(
-            config.train.learning_rate,
-            warmup_steps=config.train.warmup_steps,
-            clip_norm=config.train.clip_norm or None,
-        )
-        optimizer = optax.chain(adam, models.constraint(config.model.architecture))
         step = train_step(
-            loss(rec, train=True),
+            recipes.loss(rec, train=True),
             optimizer,
             mesh,
             batch_size=batch_size,
