@@ -14,20 +14,27 @@ import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
-__all__ = ["check_seed", "config_of", "field", "read_workdir_flag", "run", "set_up_jax"]
+__all__ = ["PARSE_ERRORS", "check_seed", "config_of", "explain", "field", "read_workdir_flag", "run", "set_up_jax"]
 
 flags.DEFINE_bool("traceback", False, "On an error show where in the code it arose, not only what is wrong.")
 
 
-def run(main: Callable[[], Any]) -> None:
-    """Parses flags and calls main(). A ValueError or OSError is a message on stderr and exit status 1."""
+PARSE_ERRORS = (flags.Error, AttributeError, KeyError, OSError, ImportError, SyntaxError, TypeError, ValueError)
+"""What parsing a --config and its fields raises; `explain` says it in a sentence."""
+
+
+def run(main: Callable[..., Any], *, positional: bool = False) -> None:
+    """Parses flags and calls main(), or main(arguments) with those that are no flags if they are allowed (positional).
+
+    A ValueError or OSError is a message on stderr and exit status 1.
+    """
 
     def guarded(argv: list[str]) -> None:
-        if len(argv) > 1:
+        if len(argv) > 1 and not positional:
             _fail(f"unexpected argument {argv[1]!r}: options are written --name=value")
         try:
             set_up_jax()
-            main()
+            main(argv[1:]) if positional else main()
         except (ValueError, OSError) as error:
             if flags.FLAGS.traceback:
                 traceback.print_exc()
@@ -98,17 +105,22 @@ def _parse(argv: list[str]) -> list[str]:
             # Errors only: Orbax reports each file that it writes. --verbosity=0 shows it all.
             flags.FLAGS.verbosity = -2  # type: ignore[assignment]
         return rest
-    except flags.Error as error:
-        _fail(str(error))
-    except (AttributeError, KeyError) as error:  # so does ml_collections say that there is no such field
-        text = str(error.args[0])
-        with contextlib.suppress(ValueError, SyntaxError):
-            text = str(ast.literal_eval(text))  # a message inside a message
-        if "get_config" in text:
-            _fail("--config cannot be read: the file must define get_config()")
-        _fail(f"--config has no field {'; '.join(text.splitlines())}")
-    except (OSError, ImportError, SyntaxError, TypeError, ValueError) as error:
-        _fail(f"--config cannot be read: {type(error).__name__}: {error}")
+    except PARSE_ERRORS as error:
+        _fail(explain(error))
+
+
+def explain(error: BaseException) -> str:
+    """What is wrong with a --config or one of its fields, from what absl and ml_collections raise on parsing it."""
+    if isinstance(error, flags.Error):
+        return str(error)
+    if not isinstance(error, (AttributeError, KeyError)):
+        return f"--config cannot be read: {type(error).__name__}: {error}"
+    text = str(error.args[0])  # so does ml_collections say that there is no such field
+    with contextlib.suppress(ValueError, SyntaxError):
+        text = str(ast.literal_eval(text))  # a message inside a message
+    if "get_config" in text:
+        return "--config cannot be read: the file must define get_config()"
+    return f"--config has no field {'; '.join(text.splitlines())}"
 
 
 def _fail(message: str) -> NoReturn:

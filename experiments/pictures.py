@@ -1,12 +1,13 @@
 """Images for people: sample grids and the loss per noise level, as PNG."""
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-__all__ = ["grid", "levels", "save_png"]
+__all__ = ["grid", "levels", "read_png", "save_png"]
 
 
 def grid(images: np.ndarray, columns: int, *, levels: int = 256, min_side: int = 56, gap: int = 2) -> np.ndarray:
@@ -52,3 +53,19 @@ def save_png(path: str | Path, picture: np.ndarray) -> None:
     partial = path.with_name(f".{path.name}.partial")
     Image.fromarray(picture).save(partial, format="PNG")
     partial.replace(path)
+
+
+def read_png(path: str | Path, *, max_side: int = 1200) -> bytes:
+    """The bytes of a PNG file, of a smaller copy if a side is longer. Raises ValueError if it is damaged."""
+    try:
+        data = Path(path).read_bytes()
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            if max(image.size) <= max_side:
+                return data
+            image.thumbnail((max_side, max_side))
+            stream = io.BytesIO()
+            image.save(stream, format="PNG", optimize=True)
+    except (OSError, SyntaxError, ValueError) as error:  # which one depends on where it is cut
+        raise ValueError(f"{path} is damaged: it is no picture ({error})") from error
+    return stream.getvalue()

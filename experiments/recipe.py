@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import ml_collections
+import optax
 from jax import Array
 
 import diffax as dx
@@ -14,11 +15,12 @@ from diffax import data, models
 from diffax.losses import Aux, Part
 from diffax.preconditioning import Preconditioning
 from diffax.schedules import Curriculum, Schedule
+from diffax.training.optimizer import adam_with_warmup
 from diffax.weightings import Weighting
-from experiments.cli import field
+from experiments.cli import check_seed, field
 from experiments.expressions import build
 
-__all__ = ["Recipe", "build_network", "loss", "recipe", "sampler"]
+__all__ = ["Recipe", "build_network", "check_counts", "loss", "optimizer", "recipe", "sampler"]
 
 
 class Recipe(NamedTuple):
@@ -73,6 +75,31 @@ def recipe(config: ml_collections.ConfigDict, dataset: data.Dataset) -> Recipe:
         config.adaptive.bins,
         config.adaptive.floor,
     )
+
+
+def check_counts(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError unless the numbers of steps, the batch size and the seed can be."""
+    often = [f"{name}_every" for name in ("log", "checkpoint", "sample", "snapshot")]
+    for name in ("steps", "batch_size", *often, "keep", "max_skipped"):
+        if config.train[name] < 1:
+            raise ValueError(f"config.train.{name} = {config.train[name]}: must be at least 1")
+    for name in ("keep_every", "keep_best"):
+        if config.train[name] < 0:
+            raise ValueError(f"config.train.{name} = {config.train[name]}: must be at least 0")
+    if not config.train.stall_seconds > 0:
+        raise ValueError(f"config.train.stall_seconds = {config.train.stall_seconds}: must be positive")
+    check_seed("config.seed", config.seed)
+
+
+def optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """Adam as config.train says, and what the architecture asks of its parameters after a step. Raises ValueError."""
+    with field("config.train."):
+        adam = adam_with_warmup(
+            config.train.learning_rate,
+            warmup_steps=config.train.warmup_steps,
+            clip_norm=config.train.clip_norm or None,
+        )
+    return optax.chain(adam, models.constraint(config.model.architecture))
 
 
 def build_network(

@@ -22,24 +22,23 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from absl import flags
 from clu import parameter_overview
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from diffax import data, models
+from diffax import data
 from diffax.training import checkpoint, sharding
 from diffax.training.meter import Meter, flop_of
 from diffax.training.metrics import TrainMetrics, per_level, scalars
-from diffax.training.optimizer import adam_with_warmup
 from diffax.training.step import Seen, TrainState, init_state, train_step
 from diffax.training.summary import environment, fingerprint, read_json, write_json
 from diffax.training.writers import Log, create_writer
 from experiments import cli, cluster, pictures
+from experiments import recipe as recipes
 from experiments import workdir as workdirs
 from experiments.generate import class_labels, generate
-from experiments.recipe import Recipe, loss, recipe, sampler
+from experiments.recipe import Recipe
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The config file of the experiment.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "The directory of the run; made if it is not there.")
@@ -64,26 +63,21 @@ def train(config, workdir: Path, *, profile: tuple[int, int] | None = None) -> d
     ended the run before).
     """
     started = time.time()
-    _check(config)
+    recipes.check_counts(config)
     lead = jax.process_index() == 0
 
     # ---- what the config names; all of it is checked before anything is written ----
     dataset = workdirs.load_dataset(config, "train")
-    rec = recipe(config, dataset)
+    rec = recipes.recipe(config, dataset)
     with cli.field("config.mesh."):
         mesh = sharding.make_mesh(**config.mesh)
     batch_size = config.train.batch_size
     with cli.field("config.sample."):
-        draw = sampler(rec, **config.sample)
+        draw = recipes.sampler(rec, **config.sample)
+    optimizer = recipes.optimizer(config)
     with cli.field("config.train."):
-        adam = adam_with_warmup(
-            config.train.learning_rate,
-            warmup_steps=config.train.warmup_steps,
-            clip_norm=config.train.clip_norm or None,
-        )
-        optimizer = optax.chain(adam, models.constraint(config.model.architecture))
         step = train_step(
-            loss(rec, train=True),
+            recipes.loss(rec, train=True),
             optimizer,
             mesh,
             batch_size=batch_size,
@@ -348,19 +342,6 @@ def _table(summary: dict) -> str:
 
 
 # ---- what is checked ------------------------------------------------------------------------------------------------
-
-
-def _check(config) -> None:
-    counts = ("steps", "batch_size", "log_every", "checkpoint_every", "sample_every", "snapshot_every", "keep")
-    for name in (*counts, "max_skipped"):
-        if config.train[name] < 1:
-            raise ValueError(f"config.train.{name} = {config.train[name]}: must be at least 1")
-    for name in ("keep_every", "keep_best"):
-        if config.train[name] < 0:
-            raise ValueError(f"config.train.{name} = {config.train[name]}: must be at least 0")
-    if not config.train.stall_seconds > 0:
-        raise ValueError(f"config.train.stall_seconds = {config.train.stall_seconds}: must be positive")
-    cli.check_seed("config.seed", config.seed)
 
 
 def _profile(value: str | None) -> tuple[int, int] | None:

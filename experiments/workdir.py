@@ -24,7 +24,19 @@ try:
 except ImportError:  # not a POSIX system: without the lock
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["claim", "identity", "load_dataset", "load_ema", "mesh_of", "read_config", "same_run", "write_config"]
+__all__ = [
+    "check",
+    "claim",
+    "flatten",
+    "identity",
+    "load_dataset",
+    "load_ema",
+    "mesh_of",
+    "plain",
+    "read_config",
+    "same_run",
+    "write_config",
+]
 
 _MAY_CHANGE = re.compile(
     r"sample\.|mesh\.|data\.dir$|model\.remat$|train\.("
@@ -34,18 +46,13 @@ _MAY_CHANGE = re.compile(
 where the devices or the parts of a batch are others."""
 
 
-@contextlib.contextmanager
-def claim(workdir: Path, config: ml_collections.ConfigDict) -> Iterator[None]:
-    """Makes `workdir` the directory of a run of this config, or finds that it is, and holds it while in the context.
-
-    Raises: ValueError if it holds a run of another config (naming the fields that differ) or something else, cannot be
-    written to, or another process is training there.
-    """
+def check(workdir: Path, config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError unless `workdir` is free for a run of this config or holds one (naming the fields that
+    differ)."""
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"--workdir = {workdir}: is a file; it must be a directory, or a path where one can be made")
     if (workdir / "config.json").exists():
-        old = _plain(read_config(workdir))
-        before, now = _flat(old), _flat(_plain(config))
+        before, now = flatten(plain(read_config(workdir))), flatten(plain(config))
         differing = [
             f"config.{f} is {before.get(f)!r} there and {now.get(f)!r} here"
             for f in sorted(before.keys() | now.keys())
@@ -58,6 +65,15 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> Iterator[None]:
             )
     elif (workdir / "checkpoints").exists():
         raise ValueError(f"--workdir = {workdir}: holds checkpoints but no config.json; give another workdir")
+
+
+@contextlib.contextmanager
+def claim(workdir: Path, config: ml_collections.ConfigDict) -> Iterator[None]:
+    """Makes `workdir` the directory of a run of this config, or finds that it is, and holds it while in the context.
+
+    Raises: ValueError as `check` does, and if it cannot be written to or another process is training there.
+    """
+    check(workdir, config)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / ".lock").open("w")
@@ -77,7 +93,7 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> Iterator[None]:
 
 def identity(config: ml_collections.ConfigDict) -> str:
     """A hash of the fields that a resumed run must keep: kept in each checkpoint."""
-    fields = {name: value for name, value in _flat(_plain(config)).items() if not _MAY_CHANGE.match(name)}
+    fields = {name: value for name, value in flatten(plain(config)).items() if not _MAY_CHANGE.match(name)}
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
@@ -101,7 +117,7 @@ def mesh_of(config: ml_collections.ConfigDict) -> Mesh:
 def write_config(workdir: Path, config: ml_collections.ConfigDict) -> None:
     """Keeps the resolved config in the workdir."""
     if jax.process_index() == 0:
-        write_json(workdir / "config.json", _plain(config))
+        write_json(workdir / "config.json", plain(config))
 
 
 def read_config(workdir: Path) -> ml_collections.ConfigDict:
@@ -130,13 +146,14 @@ def load_ema(workdir: Path, config: ml_collections.ConfigDict, mesh: Mesh) -> tu
     return rec, restored.items["ema"], restored.step
 
 
-def _plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """As JSON gives it back (tuples become lists), so that old and new compare equal."""
     return json.loads(config.to_json())
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
     out: dict[str, Any] = {}
     for key, value in tree.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        out |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return out

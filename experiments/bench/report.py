@@ -4,13 +4,13 @@ A result is what `bench_solvers` writes: errors of "diffax" and "peers" as {targ
 choice being a solver and a grid; distances of stochastic solvers; timings; environments.
 """
 
-import base64
-import html
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from experiments import markup
 
 __all__ = ["Cell", "cells", "digest", "fixed_choices", "found_for_the_model", "page", "plot", "summary"]
 
@@ -171,16 +171,10 @@ def plot(result: dict[str, Any]) -> bytes:
 
 # ---- the page -------------------------------------------------------------------------------------------------------
 
-CSS = f"""
-body {{ font: 15px/1.5 system-ui, sans-serif; color: {INK}; max-width: 1080px; margin: 2em auto; padding: 0 1em }}
-h1 {{ font-size: 1.6em; margin-bottom: .2em }} h2 {{ font-size: 1.15em; margin-top: 2.2em }}
-img {{ width: 100% }} p.note, footer {{ color: #666; font-size: .9em }}
-table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; margin: .6em 0 1.4em }}
-th, td {{ text-align: left; padding: .22em .6em; border-bottom: 1px solid {FAINT}; white-space: nowrap }}
-th {{ font-weight: 600; border-bottom: 2px solid {INK} }}
-td.number, th.number {{ text-align: right }} td.how {{ color: #555; font-size: .88em }}
-td.won {{ color: {OURS}; font-weight: 600 }} td.lost {{ color: {THEIRS}; font-weight: 600 }}
-.side {{ display: flex; gap: 2.5em }} .side > div {{ flex: 1 }}
+CSS = """
+body > img { width: 100% } td.how { color: var(--soft); font-size: .88em }
+td.won { color: var(--good); font-weight: 600 } td.lost { color: var(--bad); font-weight: 600 }
+.side { display: flex; gap: 2.5em } .side > div { flex: 1 }
 """
 
 
@@ -188,10 +182,8 @@ def page(result: dict[str, Any], picture: bytes) -> str:
     """The whole report as HTML, the picture inside it."""
     errors = result["errors"]
     body = ["<h1>Solvers at equal numbers of evaluations</h1>"]
-    body += [f"<p>{_text(line)}</p>" for line in summary(errors)]
-    body.append(
-        f'<img alt="error against evaluations" src="data:image/png;base64,{base64.b64encode(picture).decode()}">'
-    )
+    body += [f"<p>{markup.text(line)}</p>" for line in summary(errors)]
+    body.append(markup.picture(picture, "error against evaluations"))
     body.append(
         '<p class="note">Exact denoisers, the same starting noise for all libraries, sigma from 80 to 0.002 and then '
         "to 0; every evaluation is counted. The error of a seed is the root mean square distance per dimension to the "
@@ -207,14 +199,13 @@ def page(result: dict[str, Any], picture: bytes) -> str:
     if result.get("speed"):
         body += list(_speed(result["speed"]))
     body.append(f"<footer>{_about(result)}</footer>")
-    head = f'<meta charset="utf-8"><title>diffax: solvers</title><style>{CSS}</style>'
-    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(body)}</body></html>\n'
+    return markup.document("diffax: solvers", body, css=CSS)
 
 
 def _winners(errors: dict[str, Errors], titles: dict[str, str]) -> Iterator[str]:
     by_mean, by_median = ({(c.target, c.nfe): c for c in cells(errors, kind)} for kind in ("mean", "median"))
     for target, title in titles.items():
-        yield f"<h2>{_text(title)}</h2>"
+        yield f"<h2>{markup.text(title)}</h2>"
         heads = ["NFE", "diffax, mean", "by", "peers, mean", "by", "ratio", "diffax, median", "peers, median", "ratio"]
         rows = []
         for (name, nfe), mean in by_mean.items():
@@ -222,18 +213,18 @@ def _winners(errors: dict[str, Errors], titles: dict[str, str]) -> Iterator[str]
                 median = by_median[name, nfe]
                 rows.append(
                     [
-                        *(_number(nfe, "d"), _number(mean.ours[1]), _how(mean.ours[0])),
+                        *(markup.number(nfe, "d"), markup.number(mean.ours[1]), _how(mean.ours[0])),
                         *(*_other(mean, how=True), _ratio(mean)),
-                        *(_number(median.ours[1]), *_other(median, how=False), _ratio(median)),
+                        *(markup.number(median.ours[1]), *_other(median, how=False), _ratio(median)),
                     ]
                 )
-        yield _table(heads, rows, numbers={0, 1, 3, 5, 6, 7, 8})
+        yield markup.table(heads, rows, numbers={0, 1, 3, 5, 6, 7, 8})
 
 
 def _other(cell: Cell, how: bool) -> list[str]:
     if cell.theirs is None:
         return ["<td></td>"] * (1 + how)
-    return [_number(cell.theirs[1]), *([_how(cell.theirs[0])] if how else [])]
+    return [markup.number(cell.theirs[1]), *([_how(cell.theirs[0])] if how else [])]
 
 
 def _ratio(cell: Cell) -> str:
@@ -266,8 +257,8 @@ def _fitted(errors: dict[str, Errors], titles: dict[str, str]) -> Iterator[str]:
                 rows.append(
                     [_how(f"{choice}, {kind}"), *("<td></td>" if v is None else _verdict_cell(v) for v in values)]
                 )
-        yield f"<h3>{_text(title)}</h3>"
-        yield _table(["NFE", *map(str, budgets)], rows, numbers=set(range(1, len(budgets) + 1)))
+        yield f"<h3>{markup.text(title)}</h3>"
+        yield markup.table(["NFE", *map(str, budgets)], rows, numbers=set(range(1, len(budgets) + 1)))
 
 
 def _fixed(errors: dict[str, Errors]) -> Iterator[str]:
@@ -277,9 +268,9 @@ def _fixed(errors: dict[str, Errors]) -> Iterator[str]:
         "it beats the peers' best choices made with hindsight.</p><div class='side'>"
     )
     for side, who in (("diffax", "diffax"), ("peers", "peers")):
-        rows = [[_how(name), _number(value, ".2f")] for name, value in fixed_choices(errors, side)[:15]]
+        rows = [[_how(name), markup.number(value, ".2f")] for name, value in fixed_choices(errors, side)[:15]]
         if rows:
-            yield f"<div>{_table([who, 'ratio'], rows, numbers={1})}</div>"
+            yield f"<div>{markup.table([who, 'ratio'], rows, numbers={1})}</div>"
     yield "</div>"
 
 
@@ -294,11 +285,11 @@ def _distances(tables: dict[str, dict[str, dict[str, float]]], titles: dict[str,
         last = table[max(table, key=int)]
         names.sort(key=lambda name: -1.0 if name == "exact samples" else last.get(name, np.inf))
         rows = [
-            [_how(name), *(_number(row[name]) if name in row else "<td></td>" for row in table.values())]
+            [_how(name), *(markup.number(row[name]) if name in row else "<td></td>" for row in table.values())]
             for name in names
         ]
-        yield f"<h3>{_text(titles[target])}</h3>"
-        yield _table(["NFE", *table], rows, numbers=set(range(1, len(table) + 1)))
+        yield f"<h3>{markup.text(titles[target])}</h3>"
+        yield markup.table(["NFE", *table], rows, numbers=set(range(1, len(table) + 1)))
 
 
 def _speed(tables: dict[str, dict[str, dict[str, dict[str, float]]]]) -> Iterator[str]:
@@ -310,38 +301,22 @@ def _speed(tables: dict[str, dict[str, dict[str, dict[str, float]]]]) -> Iterato
     for kind in next(iter(tables.values())):
         rows = [
             [
-                *(_how(f"{side}/{name}" if side == "diffax" else name), _number(t["over_bare"], ".2f")),
-                *(_number(1e6 * t[key], ".1f") for key in ("seconds_a_step", "seconds_a_step_bare")),
+                *(_how(f"{side}/{name}" if side == "diffax" else name), markup.number(t["over_bare"], ".2f")),
+                *(markup.number(1e6 * t[key], ".1f") for key in ("seconds_a_step", "seconds_a_step_bare")),
             ]
             for side, table in tables.items()
             for name, t in table.get(kind, {}).items()
         ]
         heads = [f"denoiser: {kind}", "times the bare loop", "microseconds a step", "bare"]
-        yield _table(heads, rows, numbers={1, 2, 3})
+        yield markup.table(heads, rows, numbers={1, 2, 3})
 
 
 def _about(result: dict[str, Any]) -> str:
     about = {key: value for key, value in result["environment"].items() if key != "versions"}
     versions = result["environment"]["versions"] | result.get("peers_versions", {})
     text = [f"{key}: {value}" for key, value in about.items()]
-    return _text("; ".join([*text, ", ".join(f"{name} {v}" for name, v in versions.items())]))
-
-
-def _table(heads: Iterable[str], rows: Iterable[Iterable[str]], numbers: set[int]) -> str:
-    head = "".join(
-        f"<th{' class=number' if i in numbers else ''}>{_text(str(name))}</th>" for i, name in enumerate(heads)
-    )
-    lines = "".join("<tr>" + "".join(row) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{lines}</table>"
-
-
-def _number(value: float, form: str = "#.3g") -> str:
-    return f'<td class="number">{value:{form}}</td>'
+    return markup.text("; ".join([*text, ", ".join(f"{name} {v}" for name, v in versions.items())]))
 
 
 def _how(name: str) -> str:
-    return f'<td class="how">{_text(name)}</td>'
-
-
-def _text(text: str) -> str:
-    return html.escape(text)
+    return f'<td class="how">{markup.text(name)}</td>'
