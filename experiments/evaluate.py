@@ -27,19 +27,17 @@ from absl import flags
 
 import diffax as dx
 from diffax import data, metrics
-from diffax.training.metrics import TrainMetrics, scalars
 from diffax.training.summary import environment, fingerprint, read_json, write_json
 from experiments import cli, pictures
 from experiments import workdir as workdirs
 from experiments.generate import class_labels, generate
-from experiments.recipe import loss, sampler
+from experiments.held_out import everything, held_out_loss
+from experiments.recipe import sampler
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The directory of a training run.")
 N = flags.DEFINE_integer("n", 500, "Number of samples to judge.")
 SEED = flags.DEFINE_integer("seed", 1, "Seed of the samples.")
 LIKELIHOOD = flags.DEFINE_bool("likelihood", False, "Also measure bits per dimension (a minute or more).")
-LOSS_DRAWS = 16
-"""Noise levels drawn per held-out image."""
 BITS = ("bits_per_dim_elbo", "bits_per_dim_ode")
 
 
@@ -77,7 +75,7 @@ def main() -> None:
         result["accuracy_per_class"] = (confusion.diagonal() / np.maximum(confusion.sum(1), 1)).tolist()
     for name, group in (("samples", images), ("held_out", test["image"][:1000])):
         result[f"nearest_{name}"] = float(np.median(metrics.nearest_distance(group, train["image"])))
-    result["held_out"] = held_out_loss(rec, params, test, key, step)
+    result["held_out"] = held_out_loss(rec, test, key, step)(params)
     if LIKELIHOOD.value:
         result |= {f"bits_per_dim_{name}": value for name, value in bits_per_dim(rec, params, test, key).items()}
 
@@ -97,26 +95,6 @@ def report(workdir: Path, result: dict[str, Any]) -> None:
     for name, value in result["held_out"].items():
         print(f"  {name:24} {value:.4f}")
     print(f"picture: {workdir / 'grid.png'}\nscores:  {workdir / 'metrics.json'}")
-
-
-def everything(dataset) -> dict[str, np.ndarray]:
-    """At most 10,000 examples, read at once."""
-    return dataset.read(np.arange(min(dataset.size, 10_000)))
-
-
-def held_out_loss(rec, params, test: dict[str, np.ndarray], key: jax.Array, step: int) -> dict[str, float]:
-    """The loss of the training objective on real images that were not trained on, without dropout."""
-
-    @jax.jit
-    def measure(batch, key):
-        value, aux = loss(rec, train=False)(params, batch, key, step)
-        return TrainMetrics.single_from_model_output(loss=value, grad_norm=0.0, sample_loss=aux.loss, logsnr=aux.logsnr)
-
-    batch = {name: values[:1000] for name, values in test.items()}
-    total = TrainMetrics.empty()
-    for draw in range(LOSS_DRAWS):
-        total = total.merge(measure(batch, jax.random.fold_in(key, draw)))
-    return {name: value for name, value in scalars(total).items() if name != "grad_norm"}
 
 
 def bits_per_dim(rec, params, test: dict[str, np.ndarray], key: jax.Array) -> dict[str, float]:
