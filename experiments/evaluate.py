@@ -1,9 +1,10 @@
 """Scores a trained model, writes WORKDIR/metrics.json and WORKDIR/grid.png, and prints a table.
 
     python -m experiments.evaluate --workdir runs/digits
+    python -m experiments.evaluate --workdir runs/digits --ema 0.1   # metrics_ema0.1.json, grid_ema0.1.png
 
 What was measured before of the same parameters in the same way is printed again without work. Measured, for the
-averaged parameters of the newest checkpoint:
+averaged parameters of the newest checkpoint, or with --ema for those of another length (see `experiments.posthoc`):
   accuracy             share of samples of a requested class that a classifier trained on real images takes for it
   held_out_accuracy    the same classifier on real held-out images: what can be expected at best
   nearest_samples      median distance per pixel (grey levels) from a sample to the nearest training image, and
@@ -35,6 +36,8 @@ from experiments.held_out import everything, held_out_loss
 from experiments.recipe import sampler
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The directory of a training run.")
+EMA = flags.DEFINE_float("ema", None, "Relative width of the average to score, rebuilt from snapshots.")
+EMA_STEP = flags.DEFINE_integer("ema_step", None, "With --ema: the snapshot at which it ends (default: the last).")
 N = flags.DEFINE_integer("n", 500, "Number of samples to judge.")
 SEED = flags.DEFINE_integer("seed", 1, "Seed of the samples.")
 LIKELIHOOD = flags.DEFINE_bool("likelihood", False, "Also measure bits per dimension (a minute or more).")
@@ -48,16 +51,17 @@ def main() -> None:
     workdir = cli.read_workdir_flag(WORKDIR.value)
     config = workdirs.read_config(workdir)
     mesh = workdirs.mesh_of(config)
-    rec, params, step = workdirs.load_ema(workdir, config, mesh)
+    rec, params, step = workdirs.load_ema(workdir, config, mesh, EMA.value, EMA_STEP.value)
     key = jax.random.key(SEED.value)
 
     asked = {"step": step, "samples": N.value, "seed": SEED.value, **config.sample, "sha256_ema": fingerprint(params)}
     asked |= {"likelihood": True} if LIKELIHOOD.value else {}
-    path = workdir / "metrics.json"
+    name = "" if EMA.value is None else f"_ema{EMA.value}"
+    path, picture = workdir / f"metrics{name}.json", workdir / f"grid{name}.png"
     with contextlib.suppress(OSError, ValueError, KeyError):  # absent or damaged scores are made again
         known = read_json(path)
-        if asked.items() <= known.items() and (workdir / "grid.png").exists():
-            report(workdir, known)
+        if asked.items() <= known.items() and picture.exists():
+            report(workdir, known, path, picture)
             return
 
     labels = class_labels(N.value, rec.num_classes)
@@ -80,12 +84,12 @@ def main() -> None:
         result |= {f"bits_per_dim_{name}": value for name, value in bits_per_dim(rec, params, test, key).items()}
 
     columns = min(rec.num_classes or 8, 16)
-    pictures.save_png(workdir / "grid.png", pictures.grid(images[: 8 * columns], columns, levels=rec.levels))
+    pictures.save_png(picture, pictures.grid(images[: 8 * columns], columns, levels=rec.levels))
     write_json(path, result | {"environment": environment()})
-    report(workdir, result)
+    report(workdir, result, path, picture)
 
 
-def report(workdir: Path, result: dict[str, Any]) -> None:
+def report(workdir: Path, result: dict[str, Any], path: Path, picture: Path) -> None:
     """Prints the scores as a table."""
     how = f"{result['steps']} steps of {result['solver']}, guidance {result['guidance']}"
     print(f"{workdir} at step {result['step']}: {result['samples']} samples, {how}")
@@ -94,7 +98,7 @@ def report(workdir: Path, result: dict[str, Any]) -> None:
             print(f"  {name:24} {result[name]:.4f}")
     for name, value in result["held_out"].items():
         print(f"  {name:24} {value:.4f}")
-    print(f"picture: {workdir / 'grid.png'}\nscores:  {workdir / 'metrics.json'}")
+    print(f"picture: {picture}\nscores:  {path}")
 
 
 def bits_per_dim(rec, params, test: dict[str, np.ndarray], key: jax.Array) -> dict[str, float]:

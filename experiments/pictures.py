@@ -3,11 +3,12 @@
 import io
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-__all__ = ["grid", "levels", "read_png", "save_png"]
+__all__ = ["ema_lengths", "grid", "levels", "read_png", "save_png"]
 
 
 def grid(images: np.ndarray, columns: int, *, levels: int = 256, min_side: int = 56, gap: int = 2) -> np.ndarray:
@@ -42,6 +43,27 @@ def levels(scalars: Mapping[str, float], *, width: int = 640, height: int = 360)
     ax.set(xlabel=r"logSNR  (noise $\leftarrow$   $\rightarrow$ clean)", ylabel="training loss")
     if any(value > 0 for _, value in found):
         ax.set_yscale("log")
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def ema_lengths(result: Mapping[str, Any], *, width: int = 640, height: int = 400) -> np.ndarray:
+    """Held-out loss against the length of the average, from what `experiments.posthoc` finds -> [height, width, 3]."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width / 100, height / 100), dpi=100, layout="constrained")
+    canvas, ax = FigureCanvasAgg(figure), figure.subplots()
+    for reached, style, label in ((True, "o-", "rebuilt"), (False, "x", "out of the snapshots' reach")):
+        if rows := [row for row in result["lengths"] if row["reached"] == reached]:
+            losses, colour = [row["loss"] for row in rows], "#0072B2" if reached else "#999999"
+            ax.plot([row["sigma_rel"] for row in rows], losses, style, color=colour, label=label)
+    if "exponential" in result:
+        ax.axhline(result["exponential"]["loss"], color="#D55E00", linestyle="--", label="exponential average")
+    for tracked in result["tracked"]:
+        ax.axvline(tracked, color="#CCCCCC", zorder=0)
+    ax.set(xlabel=r"$\sigma_{rel}$ of the average", ylabel="held-out loss", title=f"step {result['step']}")
+    ax.legend()
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 

@@ -3,7 +3,8 @@
     python -m experiments.sample --workdir runs/digits --solver dpmpp_2m --steps 12 --n 64 --out grid.png
     python -m experiments.sample --workdir runs/digits --label 3,8 --guidance 3 --out threes_and_eights.png
 
-The averaged parameters of the newest checkpoint are used. What is not given is taken from the config of the run. Image
+The averaged parameters of the newest checkpoint are used, or with --ema those of another length (see
+`experiments.posthoc`). What is not given is taken from the config of the run. Image
 number i depends on --seed and on i alone, so --n 100 begins with the images of --n 10. A name ending in .npz writes the
 arrays `images` (uint8) and `labels` in place of a picture.
 """
@@ -20,6 +21,8 @@ from experiments.generate import class_labels, generate
 from experiments.recipe import sampler
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The directory of a training run.")
+EMA = flags.DEFINE_float("ema", None, "Relative width of the average to sample from, rebuilt from snapshots.")
+EMA_STEP = flags.DEFINE_integer("ema_step", None, "With --ema: the snapshot at which it ends (default: the last).")
 OUT = flags.DEFINE_string("out", "samples.png", "The picture (.png) or arrays (.npz) to write.")
 N = flags.DEFINE_integer("n", 64, "Number of images.")
 SOLVER = flags.DEFINE_string("solver", None, "Solver: a name, or a call such as 'unipc(order=3)'.")
@@ -44,7 +47,7 @@ def main() -> None:
     workdir = cli.read_workdir_flag(WORKDIR.value)
     config = workdirs.read_config(workdir)
     mesh = workdirs.mesh_of(config)
-    rec, params, step = workdirs.load_ema(workdir, config, mesh)
+    rec, params, step = workdirs.load_ema(workdir, config, mesh, EMA.value, EMA_STEP.value)
 
     given = {"grid": GRID.value, "solver": SOLVER.value, "steps": STEPS.value, "guidance": GUIDANCE.value}
     how = dict(config.sample) | {name: value for name, value in given.items() if value is not None}

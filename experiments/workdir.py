@@ -1,20 +1,21 @@
-"""The directory of a run: its resolved config, its checkpoints, and the networks restored from them."""
+"""The directory of a run: its resolved config, its checkpoints and snapshots, and the networks restored from them."""
 
 import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
+import numpy as np
 from jax.sharding import Mesh
 
 from diffax import data
-from diffax.training import checkpoint, sharding
-from diffax.training.ema import start as average_of
+from diffax.training import checkpoint, ema, sharding
 from diffax.training.summary import read_json, write_json
 from experiments.cluster import barrier
 from experiments.recipe import Recipe, recipe
@@ -25,6 +26,8 @@ except ImportError:  # not a POSIX system: without the lock
     fcntl = None  # type: ignore[assignment]
 
 __all__ = [
+    "TOO_FAR",
+    "Snapshots",
     "check",
     "claim",
     "flatten",
@@ -32,11 +35,17 @@ __all__ = [
     "load_dataset",
     "load_ema",
     "mesh_of",
+    "parameters",
+    "place",
     "plain",
     "read_config",
     "same_run",
+    "snapshots",
     "write_config",
 ]
+
+TOO_FAR = 0.1
+"""Of a reconstructed average, the error of the profile from which on it is not the one asked for."""
 
 _MAY_CHANGE = re.compile(
     r"sample\.|mesh\.|data\.dir$|model\.remat$|train\.("
@@ -136,14 +145,95 @@ def load_dataset(config: ml_collections.ConfigDict, split: str) -> data.Dataset:
     return data.load(config.data.name, split, config.data.dir or None)
 
 
-def load_ema(workdir: Path, config: ml_collections.ConfigDict, mesh: Mesh) -> tuple[Recipe, Any, int]:
-    """The recipe of a run, its averaged parameters on the mesh, and their step."""
+def parameters(rec: Recipe, mesh: Mesh) -> Any:
+    """The averaged parameters of a run as shapes, placed as they should be read."""
+    return sharding.like(jax.eval_shape(lambda key: ema.start(rec.network.init(key)), jax.random.key(0)), mesh)
+
+
+def place(tree: Any, like: Any) -> Any:
+    """Arrays of the host, put where `like` says."""
+    return jax.device_put(tree, jax.tree.map(lambda leaf: leaf.sharding, like))
+
+
+def load_ema(
+    workdir: Path, config: ml_collections.ConfigDict, mesh: Mesh, sigma_rel: float | None = None, at: int | None = None
+) -> tuple[Recipe, Any, int]:
+    """The recipe of a run, its averaged parameters on the mesh, and their step.
+
+    Those of the newest checkpoint; or, with sigma_rel, the average by a power function of that relative width at the
+    snapshot of step `at` (None: the last). Where snapshots do not suffice for it, a line on stderr says so.
+    """
     rec = recipe(config, load_dataset(config, "train"))
-    shapes = jax.eval_shape(lambda key: average_of(rec.network.init(key)), jax.random.key(0))
-    restored = checkpoint.restore(workdir / "checkpoints", {"ema": sharding.like(shapes, mesh)}, read_only=True)
+    like = parameters(rec, mesh)
+    if sigma_rel is not None:
+        kept = snapshots(workdir, config, at)
+        if (error := kept.error(sigma_rel)) > TOO_FAR:
+            print(
+                f"warning: the snapshots of {workdir} do not suffice for an average of sigma_rel = {sigma_rel} at step "
+                f"{kept.at}: the profile is {error:.0%} off",
+                file=sys.stderr,
+            )
+        (found,) = kept.averages([sigma_rel], like)
+        return rec, place(found, like), kept.at
+    if at is not None:
+        raise ValueError(f"--ema_step = {at}: is the step of an average by a power function; give its length, --ema")
+    restored = checkpoint.restore(workdir / "checkpoints", {"ema": like}, read_only=True)
     if restored is None:
         raise ValueError(f"--workdir = {workdir}: holds no checkpoint yet; let experiments.train get to its first one")
     return rec, restored.items["ema"], restored.step
+
+
+class Snapshots(NamedTuple):
+    """The averages by power functions that a run kept, the step and relative width of each, and the step `at` which one
+    of another width is to be rebuilt."""
+
+    directory: Path
+    config_sha256: str
+    steps: list[int]
+    widths: list[float]
+    at: int
+
+    def error(self, sigma_rel: float) -> float:
+        """How far the best profile for this width is from the wanted one: `ema.posthoc_error`."""
+        return ema.posthoc_error(self.steps, self.widths, self.at, sigma_rel)
+
+    def averages(self, sigma_rels: Sequence[float], like: Any) -> list[Any]:
+        """The averages of these widths, on the host; snapshots are read once, one at a time. like: shapes, placed."""
+        weights = np.stack([ema.posthoc_weights(self.steps, self.widths, self.at, s) for s in sigma_rels])
+        weights[abs(weights) < 1e-12] = 0  # lost in float32 anyway
+        used = np.flatnonzero(weights.any(axis=0))
+        return ema.combine((self._read(self.steps[i], self.widths[i], like) for i in used), weights[:, used])
+
+    def _read(self, step: int, width: float, like: Any) -> Any:
+        snapshot = checkpoint.read(self.directory, step, {str(width): like})
+        if snapshot.meta.get("config_sha256") != self.config_sha256:
+            raise ValueError(f"snapshot {self.directory / str(step)} belongs to a run of another config; move it away")
+        return sharding.to_host(snapshot.items[str(width)])
+
+
+def snapshots(workdir: Path, config: ml_collections.ConfigDict, at: int | None = None) -> Snapshots:
+    """The snapshots of a run, and that of step `at` (None: the last). Raises ValueError if there are none, or not that
+    one."""
+    directory = workdir / "snapshots"
+    widths, steps = config.train.get("ema_powers", ()), checkpoint.steps(directory)
+    if not widths:
+        raise ValueError(
+            f"--workdir = {workdir}: its run keeps no averages by power functions; train one that does, as with "
+            "--config.train.ema_powers='(0.05, 0.1)'"
+        )
+    if not steps:
+        raise ValueError(f"--workdir = {workdir}: holds no snapshot yet; let experiments.train get to its first one")
+    if at is not None and at not in steps:
+        shown = ", ".join(map(str, steps if len(steps) <= 8 else [*steps[:3], "...", *steps[-3:]]))
+        raise ValueError(f"step = {at}: has no snapshot in {directory}; there are those of steps {shown}")
+    stored = [(step, width) for step in steps for width in widths]
+    return Snapshots(
+        directory,
+        identity(config),
+        [step for step, _ in stored],
+        [width for _, width in stored],
+        steps[-1] if at is None else at,
+    )
 
 
 def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -154,18 +154,23 @@ def posthoc_error(
 def combine(trees: Iterable[Any], weights: Sequence[float] | np.ndarray) -> Any:
     """sum_i weights[i] trees[i], added up in float64 on the host; arrays of numpy of the dtype of the trees.
 
-    Trees are taken one at a time and not kept, so an iterator that reads them needs the memory of one.
+    Trees are taken one at a time and not kept, so an iterator that reads them needs the memory of one. With weights of
+    [sums, trees] a list of as many sums, from one pass.
     """
-    total: Any = None
+    rows = np.atleast_2d(np.asarray(weights, np.float64))
+    totals: Any = None
     like: Any = None
-    for tree, weight in zip(trees, weights, strict=True):
-        if total is None:
+    for tree, column in zip(trees, rows.T, strict=True):
+        if totals is None:
             like = jax.tree.map(jnp.result_type, tree)
-            total = jax.tree.map(lambda x: np.zeros(np.shape(x)), tree)
-        jax.tree.map(lambda t, x, w=float(weight): np.add(t, w * np.asarray(x, np.float64), out=t), total, tree)
-    if total is None:
+            totals = [jax.tree.map(lambda x: np.zeros(np.shape(x)), tree) for _ in rows]
+        for total, weight in zip(totals, column, strict=True):
+            if weight:
+                jax.tree.map(lambda t, x, w=weight: np.add(t, w * np.asarray(x, np.float64), out=t), total, tree)
+    if totals is None:
         raise ValueError("no trees to combine")
-    return jax.tree.map(lambda t, dtype: t.astype(dtype), total, like)
+    found = [jax.tree.map(lambda t, dtype: t.astype(dtype), total, like) for total in totals]
+    return found if np.ndim(weights) > 1 else found[0]
 
 
 # A profile is its end and its exponent, the last axis of an array: p(t) = (gamma + 1) t^gamma / end^(gamma + 1) on

@@ -234,6 +234,14 @@ def test_combining_holds_one_tree_at_a_time_and_adds_in_float64():
     np.testing.assert_allclose(got["a"]["w"], weights[2:] @ values[2:].astype(float), rtol=2e-7, atol=1e-9)
 
 
+def test_one_pass_makes_several_sums():
+    rng = np.random.default_rng(0)
+    values, weights = np.float32(rng.normal(size=(4, 3))), rng.normal(size=(2, 4))
+    got = ema.combine(({"w": value} for value in values), weights)
+    for found, row in zip(got, weights, strict=True):
+        np.testing.assert_array_equal(found["w"], ema.combine([{"w": value} for value in values], row)["w"])
+
+
 def test_combining_keeps_structure_and_dtype():
     trees = [{"b": jnp.full(3, i, jnp.bfloat16), "w": (jnp.full((2, 2), i), None)} for i in (1.0, 2.0)]
     got = ema.combine(trees, [0.25, 0.75])
