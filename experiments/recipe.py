@@ -15,6 +15,7 @@ from diffax import data, models
 from diffax.losses import Aux, Part
 from diffax.preconditioning import Preconditioning
 from diffax.schedules import Curriculum, Schedule
+from diffax.training import ema
 from diffax.training.optimizer import adam_with_warmup
 from diffax.weightings import Weighting
 from experiments.cli import check_seed, field
@@ -86,6 +87,11 @@ def check_counts(config: ml_collections.ConfigDict) -> None:
     for name in ("keep_every", "keep_best"):
         if config.train[name] < 0:
             raise ValueError(f"config.train.{name} = {config.train[name]}: must be at least 0")
+    for width in config.train.ema_powers:
+        with field("config.train.ema_powers: "):
+            ema.gamma_of(width)
+    if len(set(config.train.ema_powers)) < len(config.train.ema_powers):
+        raise ValueError(f"config.train.ema_powers = {config.train.ema_powers}: must differ")
     if not config.train.stall_seconds > 0:
         raise ValueError(f"config.train.stall_seconds = {config.train.stall_seconds}: must be positive")
     check_seed("config.seed", config.seed)

@@ -58,14 +58,15 @@ def test_a_tracked_average_comes_back_as_it_was(kept, width, step):
 
 
 @pytest.mark.parametrize("width", [0.075, 0.15])
-@pytest.mark.parametrize("step", [STEPS, STEPS // 2])
-def test_another_length_is_that_of_a_run_that_tracked_it(kept, other, width, step):
-    """Nearer by far than the nearest average that was kept, as the profiles foretell."""
+@pytest.mark.parametrize(("step", "share"), [(STEPS, 0.02), (STEPS // 2, 0.05)])
+def test_another_length_is_that_of_a_run_that_tracked_it(kept, other, width, step, share):
+    """Nearer by far than the nearest average that was kept, as the profiles foretell: with 16 snapshots they are 0.9 %
+    off at the end, with the 8 up to the middle and those after it 3.3 %."""
     workdir, config = kept
     _, params, _ = workdirs.load_ema(workdir, config, sharding.data_mesh(1), width, step)
     truth = tracked(*other, width, step)
     nearest = min(rms(tracked(workdir, config, w, step), truth) for w in (0.05, 0.1))
-    assert rms(params, truth) < 0.02 * nearest
+    assert rms(params, truth) < share * nearest
     assert workdirs.snapshots(workdir, config, step).error(width) < 0.04
 
 
@@ -123,3 +124,12 @@ def test_a_run_without_snapshots_or_of_another_config_is_told(kept, small, tmp_p
     changed.seed = 7
     with pytest.raises(ValueError, match="belongs to a run of another config"):
         workdirs.load_ema(workdir, changed, sharding.data_mesh(1), 0.1)
+
+
+@pytest.mark.parametrize(
+    ("powers", "words"), [((0.1, 0.4), "config.train.ema_powers: sigma_rel = 0.4"), ((0.1, 0.1), "must differ")]
+)
+def test_lengths_to_track_are_checked_before_anything_is_written(small, tmp_path, powers, words):
+    with pytest.raises(ValueError, match=words):
+        train(small(**{"train.ema_powers": powers}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
