@@ -96,17 +96,15 @@ def train(config, workdir: Path, *, profile: tuple[int, int] | None = None) -> d
         )
     init_key, step_key, sample_key = jax.random.split(jax.random.key(config.seed), 3)
 
-    def init(key: jax.Array) -> TrainState:
-        return init_state(rec.network.init, optimizer, key, mesh, rec.adaptive_init(), len(config.train.ema_powers))
-
-    like = sharding.like(jax.eval_shape(init, init_key), mesh)
+    make = init(config, rec, optimizer, mesh)
+    like = sharding.like(jax.eval_shape(make, init_key), mesh)
 
     with contextlib.ExitStack() as stack:  # whatever happens, a save under way is finished
         stack.enter_context(workdirs.claim(workdir, config))
         stack.enter_context(_named_after(workdir))
 
         # ---- the state: where the last whole checkpoint stands, or new ----
-        restored = checkpoint.restore(workdir / "checkpoints", _items(like))
+        restored = checkpoint.restore(workdir / "checkpoints", items(like))
         start = restored.step if restored else 0
         if start > config.train.steps:
             raise ValueError(
@@ -119,7 +117,7 @@ def train(config, workdir: Path, *, profile: tuple[int, int] | None = None) -> d
             return summary
         recent: dict[str, float] = {}  # the metrics logged last
         if restored is None:
-            state = init(init_key)
+            state = make(init_key)
         else:
             workdirs.same_run(workdir, config, restored.meta)
             state = _state(restored.items)
@@ -196,13 +194,13 @@ def train(config, workdir: Path, *, profile: tuple[int, int] | None = None) -> d
                 if saving:
                     meta = {"data": batches.get_state(), "images": k * batch_size, "metrics": recent}
                     meta |= {"seed": config.seed, "config_sha256": workdirs.identity(config)}
-                    checkpoint.save(checkpoints, k, _items(state), meta, recent)
+                    checkpoint.save(checkpoints, k, items(state), meta, recent)
                 if state.powers and (last or k % config.train.snapshot_every == 0):
                     _snapshot(snapshots, k, state, config)
                 if last or k % config.train.sample_every == 0:
                     _write_samples(workdir, k, draw, state, sample_key, rec, mesh, recent, writer if lead else None)
         bar.refresh()
-        if not stopped and not _samples(workdir, config.train.steps).exists():  # killed after the last step
+        if start == config.train.steps:  # killed after the last checkpoint
             _write_samples(workdir, k, draw, state, sample_key, rec, mesh, recent, writer if lead else None)
         for manager in (checkpoints, snapshots):
             checkpoint.wait(manager)
@@ -231,10 +229,16 @@ def train(config, workdir: Path, *, profile: tuple[int, int] | None = None) -> d
         return summary
 
 
-# ---- what is saved --------------------------------------------------------------------------------------------------
+# ---- the state, and what is saved of it -----------------------------------------------------------------------------
 
 
-def _items(state: TrainState) -> dict[str, Any]:
+def init(config, rec: Recipe, optimizer, mesh) -> Callable[[jax.Array], TrainState]:
+    """key -> the state before the first step."""
+    powers = len(config.train.ema_powers)
+    return lambda key: init_state(rec.network.init, optimizer, key, mesh, rec.adaptive_init(), powers)
+
+
+def items(state: TrainState) -> dict[str, Any]:
     """The averages that are sampled from stand apart, to be read alone."""
     return {"state": state._replace(ema=None), "ema": state.ema}
 
