@@ -102,8 +102,8 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
         if flags.FLAGS["verbosity"].using_default_value:
-            # Errors only: Orbax reports each file that it writes. --verbosity=0 shows it all.
-            flags.FLAGS.verbosity = -2  # type: ignore[assignment]
+            # Orbax reports each file that it writes, and each thread of its that fails; what matters is raised, too.
+            flags.FLAGS.verbosity = -3  # type: ignore[assignment]  # --verbosity=0 shows it all
         return rest
     except PARSE_ERRORS as error:
         _fail(explain(error))

@@ -296,14 +296,16 @@ def _progress(start: int, steps: int, *, show: bool) -> tqdm:
 
 def _diverged(seen: Seen, k: int, newest: int | None) -> str:
     """Why the run ends, before a broken state could be saved."""
+    seen = jax.device_get(seen)
     levels = ", ".join(
         f"{name.removeprefix('logsnr_').replace('_', ' ')}: {v:.3g}" for name, v in per_level(seen.levels)
     )
     kept = f"the checkpoint of step {newest} is untouched" if newest else "no checkpoint was written yet"
+    said = f"the loss is {seen.loss:.3g}, the norm of the gradient {seen.grad_norm:.3g} and that of the parameters after it"
     return (
-        f"at step {k} the loss is {float(seen.loss):.3g} and the gradient norm {float(seen.grad_norm):.3g}; of the "
-        f"last {int(seen.skipped_in_a_row)} updates none could count. Loss per bin of logSNR: {levels}; {kept}. Lower "
-        "config.train.learning_rate or config.train.clip_norm, or look at the data"
+        f"at step {k} {said} {seen.param_norm:.3g}; of the last {seen.skipped_in_a_row} updates none could count. Loss "
+        f"per bin of logSNR: {levels}; {kept}. Lower config.train.learning_rate or config.train.clip_norm, or look at "
+        "the data"
     )
 
 

@@ -34,11 +34,12 @@ class TrainState(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What a step says of itself, on the device: loss and gradient norm, the loss per bin of logSNR, and how many
-    updates in a row were left out, this one included (0: it counted)."""
+    """What a step says of itself, on the device: the loss, the norms of the gradient and of the parameters after it,
+    the loss per bin of logSNR, and how many updates in a row were left out, this one included (0: it counted)."""
 
     loss: Array
     grad_norm: Array
+    param_norm: Array
     levels: LossPerLevel
     skipped_in_a_row: Array
 
@@ -134,7 +135,8 @@ def train_step(
         )
         sampler = state.sampler if adapt is None else adapt(state.sampler, state.step, aux)
 
-        ok, judged = guard.judge(state.guard, value, grad_norm, optax.tree.norm(params), spike=spike)
+        param_norm = optax.tree.norm(params)
+        ok, judged = guard.judge(state.guard, value, grad_norm, param_norm, spike=spike)
         levels = LossPerLevel.from_model_output(sample_loss=aux.loss, logsnr=aux.logsnr)
         merged = metrics.merge(
             TrainMetrics.single_from_model_output(
@@ -145,7 +147,7 @@ def train_step(
         kept = state._replace(step=new.step, guard=judged)
         new, metrics = jax.tree.map(lambda a, b: jnp.where(ok, a, b), (new, merged), (kept, metrics))
         new = jax.lax.with_sharding_constraint(new, place(new, mesh))
-        return new, metrics, Seen(value, grad_norm, levels, judged.in_a_row)
+        return new, metrics, Seen(value, grad_norm, param_norm, levels, judged.in_a_row)
 
     here = replicated(mesh)
     return jax.jit(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -130,26 +131,124 @@ def test_a_workdir_of_another_config_is_refused_and_kept(finished, small, overri
     }
 
 
-def test_a_truncated_checkpoint_is_named_and_nothing_is_touched(small, tmp_path):
+def test_a_damaged_newest_checkpoint_is_set_aside_and_the_end_is_the_same(finished, small, tmp_path, capsys):
+    _, config, unbroken = finished
     train(small(**{"train.steps": 4}), tmp_path)
     for file in (tmp_path / "checkpoints" / "4" / "state").rglob("d/*"):
         file.write_bytes(file.read_bytes()[: os.path.getsize(file) // 2])
+    summary = train(config, tmp_path)
+    assert summary["resumed_from_step"] == 3
+    assert [summary[h] for h in HASHES] == [unbroken[h] for h in HASHES]
+    assert "checkpoints/4 is damaged" in capsys.readouterr().err
+    assert (tmp_path / "checkpoints-damaged" / "4").is_dir()
+    # what was logged after step 3 was taken back, and logged again
+    logged = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert logged == sorted(set(logged)) and logged[-1] == 8
+
+
+def test_if_every_checkpoint_is_damaged_the_run_stops_and_touches_none(small, tmp_path):
+    train(small(**{"train.steps": 4}), tmp_path)
+    for meta in (tmp_path / "checkpoints").glob("*/meta/metadata"):
+        meta.write_text("{")
     before = {p: b for p, b in files(tmp_path).items() if "checkpoints" in str(p)}
     with pytest.raises(checkpoint.CheckpointError, match="checkpoints/4 cannot be read"):
-        train(small(**{"train.steps": 8}), tmp_path)
+        train(small(), tmp_path)
     assert {p: b for p, b in files(tmp_path).items() if "checkpoints" in str(p)} == before
 
 
+def test_checkpoints_of_another_config_are_refused(small, tmp_path):
+    train(small(**{"train.steps": 3}), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["seed"] = 5
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="made with another config"):
+        train(small(seed=5), tmp_path)
+
+
 def test_a_diverging_run_stops_before_saving(small, tmp_path):
-    with pytest.raises(ValueError, match=r"the loss is .*no checkpoint was written yet"):
-        train(small(**{"train.learning_rate": 1e30, "train.clip_norm": 1e30, "train.checkpoint_every": 8}), tmp_path)
-    assert steps(tmp_path) == 0
+    broken = {"train.learning_rate": 1e30, "train.clip_norm": 1e30, "train.checkpoint_every": 8}
+    with pytest.raises(ValueError, match=r"the loss is .*Loss per bin of logSNR: .*no checkpoint was written yet"):
+        train(small(**broken, **{"train.max_skipped": 3}), tmp_path / "a")
+    # what did count is logged; a window in which nothing did ends the run, too
+    with pytest.raises(ValueError, match="at step 2 the loss is .* that of the parameters after it inf"):
+        train(small(**broken), tmp_path / "b")
+    for folder in ("a", "b"):
+        assert steps(tmp_path / folder) == 0
+
+
+def test_averages_and_checkpoints_are_kept_as_asked(small, tmp_path):
+    fields = {"train.ema_powers": (0.05, 0.2), "train.snapshot_every": 3, "train.keep": 1, "train.keep_every": 4}
+    train(small(**fields, **{"train.checkpoint_every": 2}), tmp_path)
+    assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [4, 8]
+    assert sorted(int(p.name) for p in (tmp_path / "snapshots").iterdir()) == [3, 6, 8]
+
+
+def test_devices_parts_and_recomputing_change_nothing_but_rounding(finished, small, tmp_path):
+    _, config, unbroken = finished
+    train(small(**{"train.steps": 3}), tmp_path)
+    other = {"mesh.fsdp": 4, "train.accumulate": 2, "model.remat": True}  # of a run under way, too
+    summary = train(small(**other), tmp_path)
+    assert summary["resumed_from_step"] == 3
+    assert summary["losses"] == pytest.approx(unbroken["losses"], rel=1e-4)
+
+
+def test_what_is_logged_says_where_the_time_went(finished):
+    workdir, _, _ = finished
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 3, 4, 6, 8]
+    for line in lines:
+        assert sum(line[f"time/{part}"] for part in ("input", "compute", "save")) == pytest.approx(1)
+        assert line["images_per_second"] > 0 and line["memory_bytes"] > 1e6 and line["flop_per_second"] > 0
+        assert np.isfinite(line["train/loss"]) and line["skipped"] == 0
+    assert (workdir / "samples" / "levels_00000008.png").stat().st_size > 500
+
+
+def test_sigterm_saves_and_ends_in_order(finished, flags, tmp_path):
+    options = flags(**{"train.steps": 100_000, "train.checkpoint_every": 50_000, "train.log_every": 50_000})
+    command = [sys.executable, "-m", "experiments.train", f"--workdir={tmp_path}", *options, "--profile=2:3"]
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    trace = tmp_path / "profile"
+    while process.poll() is None and not list(trace.rglob("*.xplane.pb")):  # step 3 is done
+        time.sleep(0.05)
+    process.terminate()
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, output
+    assert f"asked to end, saved at step {steps(tmp_path)} of 100000" in output
+    assert steps(tmp_path) >= 3 and not (tmp_path / "summary.json").exists()
+
+
+def test_a_disk_that_is_full_ends_the_run_in_one_sentence(flags, tmp_path):
+    """No file may grow beyond a limit that the first checkpoint respects and a later one does not."""
+    options = flags(**{"train.steps": 6, "train.checkpoint_every": 3, "train.sample_every": 1000})
+    train_it = [sys.executable, "-m", "experiments.train", f"--workdir={tmp_path}"]
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"}
+    first = subprocess.run([*train_it, *flags(**{"train.steps": 3})], env=environment, capture_output=True, text=True)
+    assert first.returncode == 0 and steps(tmp_path) == 3, first.stderr
+    before = files(tmp_path / "checkpoints")
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    full = subprocess.run([*train_it, *options], env=environment, capture_output=True, text=True, preexec_fn=limit)
+    assert full.returncode == 1, full.stderr
+    said = [line for line in full.stderr.splitlines() if line.startswith("error:")]
+    assert len(said) == 1 and "step 3 is untouched" in said[0] and "Traceback" not in full.stderr, full.stderr
+    assert {p: b for p, b in files(tmp_path / "checkpoints").items() if p in before} == before
+    again = subprocess.run([*train_it, *options], env=environment, capture_output=True, text=True)
+    assert again.returncode == 0 and "resumed_from_step    3" in again.stdout, again.stderr
 
 
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
         ({"train.batch_size": 20}, "config.train.batch_size = 20: must be a positive multiple of the 8 devices"),
+        ({"mesh.data": 3}, "config.mesh.data = 3, fsdp = 1, tensor = 1: must multiply to the 8 device(s)"),
+        ({"train.accumulate": 3}, "times accumulate = 3"),
+        ({"train.max_skipped": 0}, "config.train.max_skipped = 0"),
+        ({"train.keep_every": -1}, "config.train.keep_every = -1"),
+        ({"train.spike": 0.5}, "config.train.spike = 0.5"),
+        ({"train.stall_seconds": 0.0}, "config.train.stall_seconds = 0.0"),
         ({"train.steps": 0}, "config.train.steps = 0"),
         ({"train.learning_rate": -1.0}, "config.train.learning_rate = -1.0"),
         ({"model.multipliers": (1, 1, 1, 1, 1)}, "height 8 and width 8 must be multiples of 16"),
