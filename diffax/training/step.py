@@ -9,6 +9,7 @@ import optax
 from jax import Array
 from jax.sharding import Mesh
 
+from diffax import _compile
 from diffax.losses import Aux
 from diffax.training import ema
 from diffax.training.metrics import TrainMetrics
@@ -83,5 +84,9 @@ def train_step(
 
     here = replicated(mesh)
     return jax.jit(
-        step, in_shardings=(here, here, sharded(mesh), here), out_shardings=(here, here, here), donate_argnums=(0, 1)
+        step,
+        in_shardings=(here, here, sharded(mesh), here),
+        out_shardings=(here, here, here),
+        donate_argnums=(0, 1),
+        compiler_options=_compile.options(),
     )
