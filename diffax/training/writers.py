@@ -5,6 +5,7 @@ is absent, a module of the same name backed by tensorboardX takes its place befo
 the events either way.
 """
 
+import functools
 import importlib.util
 import sys
 import types
@@ -31,13 +32,17 @@ def create_writer(workdir: str | Path, *, just_logging: bool = False) -> Any:
 
 
 def _tensorboardx_module() -> types.ModuleType:
-    import tensorboardX
-
     class SummaryWriter:  # of the shape of clu's MetricWriter, which cannot be imported before this module exists
         """The part of CLU's interface that diffax writes: scalars, images, texts, histograms, hyper-parameters."""
 
         def __init__(self, logdir: str) -> None:
-            self._writer = tensorboardX.SummaryWriter(logdir, write_to_disk=True)
+            self._logdir = logdir
+
+        @functools.cached_property
+        def _writer(self) -> Any:  # with the first event, by CLU's thread: tensorboardX imports PyTorch if it can
+            import tensorboardX
+
+            return tensorboardX.SummaryWriter(self._logdir, write_to_disk=True)
 
         def write_summaries(self, step: int, values: Mapping[str, Any], metadata: Any = None) -> None:
             raise ValueError("raw TensorFlow summaries need TensorFlow: write scalars, images, texts or histograms")
