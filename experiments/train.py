@@ -89,8 +89,6 @@ def train(config, workdir: Path) -> dict:
     def init(key: jax.Array) -> TrainState:
         return init_state(rec.network.init, optimizer, key, mesh, rec.adaptive_init())
 
-    like = sharding.like(jax.eval_shape(init, init_key), mesh)
-
     with contextlib.ExitStack() as stack:  # whatever happens, a save under way is finished
         stack.enter_context(workdirs.claim(workdir, config))
 
@@ -109,6 +107,7 @@ def train(config, workdir: Path) -> dict:
         if start == 0:
             state = init(init_key)
         else:
+            like = sharding.like(jax.eval_shape(init, init_key), mesh)
             state, meta = checkpoint.restore(checkpoints, like, batches)
             recent = meta["metrics"]
         workdirs.write_config(workdir, config)  # which may name another number of steps than before
@@ -126,9 +125,13 @@ def train(config, workdir: Path) -> dict:
         bar = stack.enter_context(_progress(start, config.train.steps, show=lead))
         metrics = sharding.put_replicated(TrainMetrics.empty(), mesh)
         running: collections.deque[jax.Array] = collections.deque()  # losses of the steps under way: at most two
+        first_step = None  # when it was done: imports, the data, compiling
         clock, clock_step = time.time(), start
         for k in range(start + 1, config.train.steps + 1):
             state, metrics, value = step(state, metrics, sharding.put_batch(next(batches), mesh), step_key)
+            if k == start + 1:
+                value.block_until_ready()
+                first_step = round(cli.seconds_since_start(), 2)
             running.append(value)
             if len(running) > 2:
                 running.popleft().block_until_ready()
@@ -160,6 +163,7 @@ def train(config, workdir: Path) -> dict:
             "step": int(state.step),
             "images": int(state.step) * batch_size,
             "wall_seconds": round(time.time() - started, 1),
+            "seconds_to_first_step": first_step,
             "resumed_from_step": start,
             "losses": recent,
             "sha256_params": fingerprint(state.params),
