@@ -97,14 +97,16 @@ def train(config, workdir: Path, *, profile: tuple[int, int] | None = None) -> d
     init_key, step_key, sample_key = jax.random.split(jax.random.key(config.seed), 3)
 
     make = init(config, rec, optimizer, mesh)
-    like = sharding.like(jax.eval_shape(make, init_key), mesh)
 
     with contextlib.ExitStack() as stack:  # whatever happens, a save under way is finished
         stack.enter_context(workdirs.claim(workdir, config))
         stack.enter_context(_named_after(workdir))
 
         # ---- the state: where the last whole checkpoint stands, or new ----
-        restored = checkpoint.restore(workdir / "checkpoints", items(like))
+        restored = None
+        if checkpoint.steps(workdir / "checkpoints"):
+            like = items(sharding.like(jax.eval_shape(make, init_key), mesh))
+            restored = checkpoint.restore(workdir / "checkpoints", like)
         start = restored.step if restored else 0
         if start > config.train.steps:
             raise ValueError(
@@ -129,7 +131,7 @@ def train(config, workdir: Path, *, profile: tuple[int, int] | None = None) -> d
         )
         workdirs.write_config(workdir, config)  # which may name another number of steps than before
         if lead:
-            overview = parameter_overview.get_parameter_overview(like.params, include_stats=False)
+            overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
             (workdir / "parameters.txt").write_text(overview + "\n")
             print(
                 f"{dataset.name}: {dataset.size} images {'x'.join(map(str, dataset.image_shape))}; "
@@ -141,10 +143,9 @@ def train(config, workdir: Path, *, profile: tuple[int, int] | None = None) -> d
         # ---- the loop ----
         writer = stack.enter_context(contextlib.closing(create_writer(workdir, just_logging=not lead)))
         log = stack.enter_context(contextlib.closing(Log(workdir / "metrics.jsonl", start, write=lead)))
+        flop = _flop_per_step(rec, state.params, batch_size)
         meter = stack.enter_context(
-            contextlib.closing(
-                Meter(batch_size, _flop_per_step(rec, like, batch_size), stall_seconds=config.train.stall_seconds)
-            )
+            contextlib.closing(Meter(batch_size, flop, stall_seconds=config.train.stall_seconds))
         )
         preempted = stack.enter_context(cluster.Preemption())
         bar = stack.enter_context(_progress(start, config.train.steps, show=lead))
@@ -157,6 +158,7 @@ def train(config, workdir: Path, *, profile: tuple[int, int] | None = None) -> d
                 checkpoint.wait(checkpoints)
                 raise ValueError(_diverged(seen, k, checkpoints.latest_step()))
 
+        first_step = None  # when it was done: imports, the data, compiling
         stopped = False
         k = start
         meter.start(start)
@@ -167,6 +169,10 @@ def train(config, workdir: Path, *, profile: tuple[int, int] | None = None) -> d
             with meter.input():
                 batch = sharding.put_batch(next(batches), mesh)
             state, metrics, seen = step(state, metrics, batch, step_key)
+            if first_step is None:
+                jax.block_until_ready(seen)
+                first_step = round(cli.seconds_since_start(), 2)
+                meter.start(k)
             running.append(seen)
             if len(running) > _AHEAD:
                 checked(running.popleft(), k - _AHEAD)
@@ -215,6 +221,7 @@ def train(config, workdir: Path, *, profile: tuple[int, int] | None = None) -> d
             "step": int(state.step),
             "images": int(state.step) * batch_size,
             "wall_seconds": round(time.time() - started, 1),
+            "seconds_to_first_step": first_step,
             "resumed_from_step": start,
             "skipped_updates": int(state.guard.skipped),
             "losses": recent,
@@ -296,16 +303,14 @@ def _progress(start: int, steps: int, *, show: bool) -> tqdm:
 
 def _diverged(seen: Seen, k: int, newest: int | None) -> str:
     """Why the run ends, before a broken state could be saved."""
-    seen = jax.device_get(seen)
-    levels = ", ".join(
-        f"{name.removeprefix('logsnr_').replace('_', ' ')}: {v:.3g}" for name, v in per_level(seen.levels)
-    )
+    bins = ((name.removeprefix("logsnr_").replace("_", " "), loss) for name, loss in per_level(seen.levels))
+    levels = ", ".join(f"{name}: {loss:.3g}" for name, loss in bins)
+    loss, gradient, after = (float(v) for v in (seen.loss, seen.grad_norm, seen.param_norm))
     kept = f"the checkpoint of step {newest} is untouched" if newest else "no checkpoint was written yet"
-    said = f"the loss is {seen.loss:.3g}, the norm of the gradient {seen.grad_norm:.3g} and that of the parameters after it"
     return (
-        f"at step {k} {said} {seen.param_norm:.3g}; of the last {seen.skipped_in_a_row} updates none could count. Loss "
-        f"per bin of logSNR: {levels}; {kept}. Lower config.train.learning_rate or config.train.clip_norm, or look at "
-        "the data"
+        f"at step {k} the loss is {loss:.3g}, the norm of the gradient {gradient:.3g} and that of the parameters after "
+        f"it {after:.3g}; of the last {int(seen.skipped_in_a_row)} updates none could count. Loss per bin of logSNR: "
+        f"{levels}; {kept}. Lower config.train.learning_rate or config.train.clip_norm, or look at the data"
     )
 
 
@@ -327,14 +332,15 @@ def _write_samples(workdir: Path, k: int, draw, state: TrainState, key, rec: Rec
         writer.write_images(k, {"samples": picture[np.newaxis], "loss_per_level": levels[np.newaxis]})
 
 
-def _flop_per_step(rec: Recipe, like: TrainState, batch_size: int) -> Callable[[], float | None]:
+def _flop_per_step(rec: Recipe, params, batch_size: int) -> Callable[[], float | None]:
     """Of the model: three times those of a forward pass, whatever is computed again."""
+
+    shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
 
     def count() -> float | None:
         x = jax.ShapeDtypeStruct((batch_size, *rec.shape), np.float32)
         c_noise = jax.ShapeDtypeStruct((batch_size,), np.float32)
         label = None if rec.num_classes is None else jax.ShapeDtypeStruct((batch_size,), np.int32)
-        shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype), like.params)
         forward = flop_of(rec.network.apply, shapes, x, c_noise, label)
         return None if forward is None else 3 * forward
 

@@ -17,6 +17,8 @@ from flax import struct
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
+from diffax._compile import kept
+
 __all__ = [
     "Dense",
     "Drawn",
@@ -98,7 +100,13 @@ def Dense(features: int, gain: float = 1.0, **options: Any) -> nn.Dense:  # read
 
 def conv(features: int, size: int, dims: int, gain: float = 1.0, **options: Any) -> nn.Conv:
     """nn.Conv over `dims` axes with parameters that `draw` knows."""
-    return nn.Conv(features, (size,) * dims, kernel_init=scaled(gain), bias_init=normal(), **options)
+    init: dict[str, Any] = dict(kernel_init=scaled(gain), bias_init=normal())
+    return nn.Conv(features, (size,) * dims, conv_general_dilated=_convolve, **init, **options)
+
+
+def _convolve(x: Array, kernel: Array, *args: Any, **options: Any) -> Array:
+    """On a CPU x, and the gradient of what comes out, are made once: the kernel's gradient transposes both."""
+    return kept(jax.lax.conv_general_dilated(kept(x), kernel, *args, **options))
 
 
 class GroupNorm(nn.Module):
@@ -160,8 +168,15 @@ def group_norm(x: Array, scale: Array, shift: Array, groups: int, epsilon: float
     centre = mean(h.sum(1))
     variance = mean(jnp.square(h - centre[:, None]).sum(1))
     factor = jax.lax.rsqrt(variance + epsilon) * scale.astype(jnp.float32)
-    y = h * factor[:, None] + (shift.astype(jnp.float32) - centre * factor)[:, None]
-    return (nn.silu(y) if silu else y).reshape(x.shape).astype(x.dtype)
+    factor, offset = kept((factor, shift.astype(jnp.float32) - centre * factor))
+
+    def finish(h: Array, factor: Array, offset: Array) -> Array:
+        y = h * factor[:, None] + offset[:, None]
+        return nn.silu(y) if silu else y
+
+    if jax.default_backend() == "cpu":  # where an exponential costs less than to write it and to read it again
+        finish = jax.checkpoint(finish)
+    return finish(h, factor, offset).reshape(x.shape).astype(x.dtype)
 
 
 def attention(q: Array, k: Array, v: Array) -> Array:

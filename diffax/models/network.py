@@ -8,19 +8,23 @@ params is a plain nested dict of arrays, x and F are [batch, ...] float, c_noise
 network is conditioned on (or None). Adapters make one from a Flax Linen or a Flax NNX module.
 """
 
+from __future__ import annotations
+
 import contextlib
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import nnx
 from jax import Array
 from jax.sharding import PartitionSpec
 
 from diffax.models.layers import Drawn, draw
+
+if TYPE_CHECKING:
+    from flax import nnx
 
 __all__ = ["Network", "from_linen", "from_nnx", "initialiser"]
 
@@ -96,6 +100,8 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
     It is split into a static graph and a plain dict of its nnx.Param, and put together again at each call: inside
     jax.jit, as in the train step, that costs nothing. A key turns its dropout on (`module.train()`) and seeds it.
     """
+    from flax import nnx  # 0.15 s that a start without it need not wait for
+
     graph, _, rest = nnx.split(make(nnx.Rngs(0)), nnx.Param, ...)  # type: ignore[misc]  # rest: rng counters
 
     def init(key: Array) -> Any:

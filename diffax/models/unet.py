@@ -21,6 +21,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from diffax import _check
+from diffax._compile import kept
 from diffax.models import conditioning, sizes
 from diffax.models.layers import (
     Dense,
@@ -300,6 +301,7 @@ class ResBlock(nn.Module):
     def __call__(self, x: Array, embedding: Array | None, train: bool) -> Array:
         style, dims = self.style, x.ndim - 2
         kind: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        x = kept(x)  # of the way up a concatenation, which both branches read
         h = GroupNorm(style.epsilon, style.groups, silu=True, **kind, name="norm0")(x)
         h, x = (resample(a, self.resample, style.blur) for a in (h, x))
         h = conv(self.width, 3, dims, **kind, name="conv0")(h)

@@ -9,7 +9,7 @@ import optax
 from jax import Array
 from jax.sharding import Mesh
 
-from diffax import _check
+from diffax import _check, _compile
 from diffax.losses import Aux, Part
 from diffax.training import ema, guard
 from diffax.training.metrics import LossPerLevel, TrainMetrics
@@ -151,5 +151,9 @@ def train_step(
 
     here = replicated(mesh)
     return jax.jit(
-        step, in_shardings=(None, here, sharded(mesh), here), out_shardings=(None, here, here), donate_argnums=(0, 1)
+        step,
+        in_shardings=(None, here, sharded(mesh), here),
+        out_shardings=(None, here, here),
+        donate_argnums=(0, 1),
+        compiler_options=_compile.options(),
     )

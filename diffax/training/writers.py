@@ -6,6 +6,7 @@ the events either way.
 """
 
 import contextlib
+import functools
 import importlib.util
 import json
 import sys
@@ -66,13 +67,17 @@ class Log:
 
 
 def _tensorboardx_module() -> types.ModuleType:
-    import tensorboardX
-
     class SummaryWriter:  # of the shape of clu's MetricWriter, which cannot be imported before this module exists
         """The part of CLU's interface that diffax writes: scalars, images, texts, histograms, hyper-parameters."""
 
         def __init__(self, logdir: str) -> None:
-            self._writer = tensorboardX.SummaryWriter(logdir, write_to_disk=True)
+            self._logdir = logdir
+
+        @functools.cached_property
+        def _writer(self) -> Any:  # with the first event, by CLU's thread: tensorboardX imports PyTorch if it can
+            import tensorboardX
+
+            return tensorboardX.SummaryWriter(self._logdir, write_to_disk=True)
 
         def write_summaries(self, step: int, values: Mapping[str, Any], metadata: Any = None) -> None:
             raise ValueError("raw TensorFlow summaries need TensorFlow: write scalars, images, texts or histograms")

@@ -170,7 +170,7 @@ def test_a_diverging_run_stops_before_saving(small, tmp_path):
     with pytest.raises(ValueError, match=r"the loss is .*Loss per bin of logSNR: .*no checkpoint was written yet"):
         train(small(**broken, **{"train.max_skipped": 3}), tmp_path / "a")
     # what did count is logged; a window in which nothing did ends the run, too
-    with pytest.raises(ValueError, match="at step 2 the loss is .* that of the parameters after it inf"):
+    with pytest.raises(ValueError, match=r"at step 2 the loss is .* that of the parameters after it inf"):
         train(small(**broken), tmp_path / "b")
     for folder in ("a", "b"):
         assert steps(tmp_path / folder) == 0
@@ -184,7 +184,7 @@ def test_averages_and_checkpoints_are_kept_as_asked(small, tmp_path):
 
 
 def test_devices_parts_and_recomputing_change_nothing_but_rounding(finished, small, tmp_path):
-    _, config, unbroken = finished
+    _, _, unbroken = finished
     train(small(**{"train.steps": 3}), tmp_path)
     other = {"mesh.fsdp": 4, "train.accumulate": 2, "model.remat": True}  # of a run under way, too
     summary = train(small(**other), tmp_path)

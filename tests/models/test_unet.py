@@ -149,7 +149,9 @@ def test_remat_computes_the_same_in_less_memory():
 
 
 def checkpoints(jaxpr):
-    return sum(equation.primitive.name in ("checkpoint", "remat", "remat2") for equation in jaxpr.eqns)
+    """How many parts with weights are computed again; normalisation alone may be as well."""
+    again = [e for e in jaxpr.eqns if e.primitive.name in ("checkpoint", "remat", "remat2")]
+    return sum("dot_general" in str(e.params["jaxpr"]) for e in again)
 
 
 def program(shape, *inputs, **options):
