@@ -60,7 +60,7 @@ def test_it_begins_at_the_scale_of_the_data():
 
         got = dx.grids.fit(denoise, x, n, solver=dx.solvers.euler(), iterations=1)
         octaves = [dx.grids.plain(n, sigma_data=c / np.hypot(c, 80) * float(np.std(x)) * 2.0**k) for k in (-1, 0, 1, 2)]
-        np.testing.assert_allclose(got, min(octaves, key=loss), rtol=1e-3)
+        np.testing.assert_allclose(got, min(octaves, key=loss), rtol=5e-3)
         losses[c] = loss(got) / loss(dx.grids.plain(n))
     assert all(ratio < 0.7 for ratio in losses.values()), losses
 
