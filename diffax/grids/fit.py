@@ -10,8 +10,10 @@ other noise: n numbers are fitted to (pilots x dims) ones. This is the aim of be
 arXiv:2310.19075), AMED (Zhou et al. 2023, arXiv:2312.00094) and S4S (Frankel et al. 2025, arXiv:2502.17423), which
 differ in what is free; here it is any `dx.solvers` method's grid, or all that a linear multistep method has.
 
-Cost in evaluations of the denoiser: pilots x (reference + 4 n iterations), a backward pass counted as two, and one for
-the forward pass that is taken again there to save memory.
+Cost in evaluations of the denoiser: pilots x reference + 4 n x batch x iterations, a backward pass counted as two, and
+one for the forward pass that is taken again there to save memory. The batch is all pilots, or fewer: the mean over new
+noise is carried by the few starts that lie near where two modes part, so for a costly model many pilots, a few in each
+iteration, are better than few pilots in all.
 """
 
 from collections.abc import Callable
@@ -52,6 +54,7 @@ def fit(
     solver: Solver | None = None,
     start: ArrayLike | None = None,
     sigma_max: float = 80.0,
+    batch: int | None = None,
     iterations: int = 200,
     rate: float = 0.05,
     reference: int = 256,
@@ -64,20 +67,23 @@ def fit(
       x: pilots [pilots, ...], noise at sigma_max: sigma_max * normal. 64 do; more hold better on other noise.
       n: number of steps, >= 1, the last one to sigma = 0.
       solver: a deterministic solver on fixed steps; None for the default one of `dx.sample`.
-      start: the grid to begin from [n + 1], `grids.plain(n, sigma_max)` by default.
+      start: the grid to begin from [n + 1], by default the best of a few `grids.plain`, an octave of sigma_data apart.
       sigma_max: the first sigma.
+      batch: pilots in an iteration, drawn anew in each pass over them; None for all. A denoiser that holds labels of
+        its own for each pilot wants all.
       iterations: steps of Adam.
       rate: its largest step, in the logarithm of a step in log sigma; it falls to 0 as a cosine.
       reference: steps of the fine solution.
-      report: called with (iteration, loss) after each, as for a progress bar.
+      report: called with (iteration, lowest loss) after each, as for a progress bar.
 
-    Returns: sigmas [n + 1], descending to 0, those of the lowest loss seen (never worse than the start).
+    Returns: sigmas [n + 1], descending to 0, those of the lowest loss over a pass through the pilots; without batches,
+      never worse than the start.
 
     Raises: ValueError for arguments that are not as described.
     """
     solver = default() if solver is None else solver
-    problem = _problem(denoise, x, n, solver, start, sigma_max, iterations, reference)
-    return _best_grid(problem, denoise, solver, iterations, rate, report)
+    problem = _problem(denoise, x, n, solver, start, sigma_max, batch, iterations, reference)
+    return _best_grid(problem, denoise, iterations, rate, report)
 
 
 def auto(
@@ -86,7 +92,7 @@ def auto(
     """A good n-step grid from at most 64 pilots, with nothing to choose: `fit` at a small budget.
 
     Args: as `fit`; of x [pilots, ...] the first 64 are used, so labels held by the denoiser must be as many. Cost:
-      pilots x (128 + 160 n) evaluations, which are what 10,240 + 8,192 / n samples of n steps cost: to be paid once a
+      pilots x (128 + 164 n) evaluations, which are what 10,496 + 8,192 / n samples of n steps cost: to be paid once a
       model and n, and kept.
 
     Returns: sigmas [n + 1].
@@ -104,6 +110,7 @@ def fit_solver(
     solver: Solver | None = None,
     start: ArrayLike | None = None,
     sigma_max: float = 80.0,
+    batch: int | None = None,
     iterations: int = 400,
     rate: float = 0.05,
     reference: int = 256,
@@ -114,16 +121,14 @@ def fit_solver(
     The grid is fitted first, in half of the iterations; then jointly, for each step, its length, the level at which the
     denoiser is asked (apart from that of the grid), how much of the state is kept and the weight of each remembered
     value, at a tenth of the rate. It begins as `solver`, which must be of one evaluation a step: by default
-    `dx.solvers.default` for the standard deviation that the pilots end with.
+    `dx.solvers.default` in the time of a flow at the scale of the pilots' ends.
 
     Args, errors: as `fit`.
 
     Returns: `Fitted(sigmas, solver)`; `dx.solvers.save_learned` writes it to JSON.
     """
-    base = default() if solver is None else solver
-    problem = _problem(denoise, x, n, base, start, sigma_max, iterations, reference)
-    if solver is None:  # for data of their scale
-        base = default(max(float(jnp.std(problem.end)), 1e-5 * sigma_max))
+    problem = _problem(denoise, x, n, solver, start, sigma_max, batch, iterations, reference)
+    base = problem.solver
     table = base.rows(problem.start, True)
     if len(table.sigma) != n or table.before is not None:
         raise ValueError(
@@ -145,7 +150,7 @@ def fit_solver(
         )
 
     first = iterations // 2 if n > 1 else 0
-    sigmas = _best_grid(problem, denoise, base, first, rate, report)
+    sigmas = _best_grid(problem, denoise, first, rate, report)
     zeros = {name: jnp.zeros(np.shape(getattr(table, name))) for name in ("point", "state")}
     params = {"gaps": _gaps(sigmas), "level": jnp.zeros(n), **zeros}
 
@@ -164,50 +169,64 @@ def fit_solver(
 
 
 class _Problem(NamedTuple):
-    """Pilots, where they should end, and the grid to begin from."""
+    """Pilots, where they should end, the solver and the grid to begin from, and the pilots of an iteration."""
 
     x: Array
     end: Array
+    solver: Solver
     start: np.ndarray
+    batch: int
 
 
 def _problem(
     denoise: Denoiser,
     x: ArrayLike,
     n: int,
-    solver: Solver,
+    solver: Solver | None,
     start: ArrayLike | None,
     sigma_max: float,
+    batch: int | None,
     iterations: int,
     reference: int,
 ) -> _Problem:
     _check.positive("sigma_max", sigma_max)
-    for name, value in (("n", n), ("iterations", iterations), ("reference", reference)):
-        _check.whole(name, value)
-    if solver.stochastic:
+    for name, value in (("n", n), ("batch", batch), ("iterations", iterations), ("reference", reference)):
+        if value is not None:
+            _check.whole(name, value)
+    if solver is not None and solver.stochastic:
         raise ValueError("solver draws noise: must be deterministic, for its end point to be fitted")
-    if solver.nfe(n) is None:
+    if solver is not None and solver.nfe(n) is None:
         raise ValueError("solver chooses its own steps: must be one of fixed steps, for these to be fitted")
-    start = plain(n, sigma_max) if start is None else np.asarray(start, np.float64)
-    if start.shape != (n + 1,) or not (np.diff(start) < 0).all() or start[-1] != 0:
-        raise ValueError(f"start = {start}: must be [n + 1 = {n + 1}] sigmas, strictly descending to 0")
-    if not np.isclose(start[0], sigma_max):
-        raise ValueError(f"start[0] = {start[0]}: must be sigma_max = {sigma_max}")
+    if start is not None:
+        start = np.asarray(start, np.float64)
+        if start.shape != (n + 1,) or not (np.diff(start) < 0).all() or start[-1] != 0:
+            raise ValueError(f"start = {start}: must be [n + 1 = {n + 1}] sigmas, strictly descending to 0")
+        if not np.isclose(start[0], sigma_max):
+            raise ValueError(f"start[0] = {start[0]}: must be sigma_max = {sigma_max}")
     x = at_least_float32(x)
     end = jax.jit(lambda x: sample(denoise, x, plain(reference, sigma_max), solver=default()))(x)
     if not np.isfinite(np.asarray(end)).all():
         raise ValueError("denoise gives NaN or infinity on the pilots; dx.sample(..., check=True) tells where")
-    return _Problem(x, end, start)
+    scale = float(np.clip(np.std(end), 1e-5 * sigma_max, sigma_max))
+    solver = default(scale / 2) if solver is None else solver
+    if start is None:  # where modes part is known to a few octaves
+        plains = [plain(n, sigma_max, min(scale * 2.0**octave, sigma_max)) for octave in (-1, 0, 1, 2)]
+        miss = jax.jit(lambda sigmas: _miss(sample(denoise, x, sigmas, solver=solver), end))
+        start = min(plains, key=lambda sigmas: float(miss(jnp.asarray(sigmas, x.dtype))))
+    return _Problem(x, end, solver, start, min(batch or len(x), len(x)))
 
 
-def _best_grid(
-    problem: _Problem, denoise: Denoiser, solver: Solver, iterations: int, rate: float, report: Report | None
-) -> np.ndarray:
+def _miss(end: Array, exact: Array) -> Array:
+    """The mean over pilots of the root mean square error; its gradient is finite also where there is none."""
+    return jnp.mean(jnp.sqrt(jnp.mean((end - exact) ** 2, axis=tuple(range(1, end.ndim))) + 1e-14))
+
+
+def _best_grid(problem: _Problem, denoise: Denoiser, iterations: int, rate: float, report: Report | None) -> np.ndarray:
     if len(problem.start) == 2 or not iterations:
         return problem.start
 
     def build(params: Any) -> tuple[Array, Solver]:
-        return _grid(problem, params["gaps"]), solver
+        return _grid(problem, params["gaps"]), problem.solver
 
     params = _minimise(problem, denoise, build, {"gaps": _gaps(problem.start)}, iterations, rate, report)
     return np.asarray(build(params)[0], np.float64)
@@ -233,22 +252,25 @@ def _minimise(
     rate: float,
     report: Report | None,
 ) -> Any:
-    """Adam on unit gradients, of which only the best parameters seen count: the loss is rugged where pilots change
-    their mode."""
+    """Adam on unit gradients, of which only the best parameters count: the loss is rugged where pilots change their
+    mode. The best are those before the last move of the pass whose mean loss was the lowest."""
     light = jax.checkpoint(denoise)  # type: ignore[arg-type]
+    count, dtype = len(problem.x), problem.x.dtype
+    moves = min(count // problem.batch, iterations)  # of a pass; the last pass is whole, the first perhaps not
 
-    def loss(params: Any) -> Array:
+    def loss(params: Any, x: Array, exact: Array) -> Array:
         sigmas, solver = build(params)
-        end = sample(light, problem.x, sigmas, solver=solver)
-        square = jnp.mean((end - problem.end) ** 2, axis=tuple(range(1, end.ndim)))
-        return jnp.mean(jnp.sqrt(square + 1e-14))
+        return _miss(sample(light, x, sigmas, solver=solver), exact)
 
     @jax.jit
-    def step(i: Array, state: Any) -> Any:
-        params, mean, var, best, best_loss = state
-        value, grad = jax.value_and_grad(loss)(params)
-        better = value < best_loss
+    def step(i: Array, last: Array, index: Array | None, state: Any) -> Any:
+        params, mean, var, total, best, lowest = state
+        chosen = (a if index is None else a[index] for a in (problem.x, problem.end))
+        value, grad = jax.value_and_grad(loss)(params, *chosen)
+        total = total + value / moves
+        better = last & (total < lowest)
         best = jax.tree.map(lambda new, old: jnp.where(better, new, old), params, best)
+        lowest, total = jnp.where(better, total, lowest), jnp.where(last, 0, total)
         norm = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(grad)))
         grad = jax.tree.map(lambda g: jnp.where(jnp.isfinite(norm), g / jnp.maximum(norm, 1e-30), 0), grad)
         mean = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, mean, grad)
@@ -258,14 +280,20 @@ def _minimise(
         def move(p: Array, m: Array, v: Array) -> Array:
             return p - size * (m / (1 - 0.9 ** (i + 1))) / (jnp.sqrt(v / (1 - 0.99 ** (i + 1))) + 1e-8)
 
-        return jax.tree.map(move, params, mean, var), mean, var, best, jnp.where(better, value, best_loss)
+        return jax.tree.map(move, params, mean, var), mean, var, total, best, lowest
 
     # Arrays of the dtype that they keep, so that the step is compiled once.
-    params = jax.tree.map(lambda p: jnp.asarray(p, problem.x.dtype), params)
+    params = jax.tree.map(lambda p: jnp.asarray(p, dtype), params)
     zeros = jax.tree.map(jnp.zeros_like, params)
-    state = params, zeros, zeros, params, jnp.asarray(jnp.inf, problem.x.dtype)
+    total = jnp.asarray(jnp.inf if iterations % moves else 0, dtype)
+    state = params, zeros, zeros, total, params, jnp.asarray(jnp.inf, dtype)
+    draw, order, index = np.random.default_rng(0), np.arange(count), None
     for i in range(iterations):
-        state = step(jnp.asarray(i, problem.x.dtype), state)
+        at = (i - iterations) % moves
+        if problem.batch < count:
+            order = order if i and at else draw.permutation(count)
+            index = order[at * problem.batch :][: problem.batch]
+        state = step(jnp.asarray(i, dtype), jnp.asarray(at == moves - 1), index, state)
         if report is not None:
             report(i + 1, float(state[-1]))
-    return state[3]
+    return state[-2]

@@ -133,15 +133,21 @@ LISTED = f"{zlib.crc32(repr([*SOLVERS, *GRIDS]).encode()):08x}"
 
 
 def _fitted_grid(denoise: Callable, pilots: Array, n: int) -> tuple[Any, Solver]:
-    """For the default solver at the scale of the data, as the pilots end."""
-    ends = dx.sample(denoise, pilots, dx.grids.plain(100))
-    solver = s.default(float(jnp.std(ends)))
-    return dx.grids.fit(denoise, pilots, n, solver=solver), solver
+    """For the default solver in the time of a flow at the scale of the data, as the pilots end."""
+    ends = dx.sample(denoise, pilots[:64], dx.grids.plain(100))
+    solver = s.default(float(jnp.std(ends)) / 2)
+    return dx.grids.fit(denoise, pilots, n, solver=solver, batch=_batch(pilots)), solver
 
 
 def _fitted_solver(denoise: Callable, pilots: Array, n: int) -> tuple[Any, Solver]:
     """With more iterations where they cost little."""
-    return dx.grids.fit_solver(denoise, pilots, n, iterations=1000 if pilots.size < 10_000 else 400)
+    batch = _batch(pilots)
+    return dx.grids.fit_solver(denoise, pilots, n, batch=batch, iterations=1000 if batch is None else 400)
+
+
+def _batch(pilots: Array) -> int | None:
+    """Pilots in an iteration: all where they are small."""
+    return None if pilots.size < 10_000 else 64
 
 
 Choice = Callable[[Callable, Array, int], tuple[Any, Solver]]

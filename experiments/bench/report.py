@@ -245,7 +245,7 @@ def _fitted(errors: dict[str, Errors], titles: dict[str, str]) -> Iterator[str]:
     yield (
         '<p class="note">Error over that of the best peer in each cell, mean and median. default/plain knows nothing '
         "of the target; default/auto is a grid from 64 pilots; a fitted grid comes from 256, a fitted solver "
-        "(grid and coefficients) from 1,024 (digits: 256; mnist and networks: 64 for both). "
+        "(grid and coefficients) from 1,024 (mnist: 512; networks: 64 for both). "
         "Errors are on other noise.</p>"
     )
     for target, title in titles.items():

@@ -218,13 +218,13 @@ def _gaussians() -> Target:
 def _digits() -> Target:
     images = _images("digits") / 8 - 1
     mixture = Mixture(images, np.zeros(len(images)), np.float64(0.05**2))
-    return Target("digits", "1,797 digits with std 0.05, 64-D", (64,), 256, mixture, pilots=256)
+    return Target("digits", "1,797 digits with std 0.05, 64-D", (64,), 256, mixture, pilots=1024)
 
 
 def _mnist() -> Target:
     images = _images("mnist5k")[:2000] / 127.5 - 1
     mixture = Mixture(images, np.zeros(len(images)), np.float64(0.05**2))
-    return Target("mnist", "2,000 MNIST digits with std 0.05, 784-D", (784,), 64, mixture)
+    return Target("mnist", "2,000 MNIST digits with std 0.05, 784-D", (784,), 64, mixture, pilots=512)
 
 
 def _curve() -> Target:

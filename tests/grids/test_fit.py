@@ -44,6 +44,55 @@ def test_a_fitted_grid_is_better_on_other_noise(solver):
     assert error(noise(1), found, solver) < 0.75 * error(noise(1), plain, solver)
 
 
+def test_it_begins_at_the_scale_of_the_data():
+    """With one iteration what is returned is the start. For Gaussian data of standard deviation c an Euler step from s
+    to t multiplies the deviation by (c^2 + s t) / (c^2 + s^2), so how much each grid loses is known."""
+    n, losses = 8, {}
+    x = 80 * jax.random.normal(jax.random.key(0), (64, 3))
+    for c in (0.02, 10.0):
+
+        def denoise(x, s, c=c):
+            return x * c**2 / (c**2 + s**2)
+
+        def loss(sigmas, c=c):
+            s, t = sigmas[:-1], sigmas[1:]
+            return abs(np.prod((c**2 + s * t) / (c**2 + s**2)) * 80 - 80 * c / np.hypot(c, 80))
+
+        got = dx.grids.fit(denoise, x, n, solver=dx.solvers.euler(), iterations=1)
+        octaves = [dx.grids.plain(n, sigma_data=c / np.hypot(c, 80) * float(np.std(x)) * 2.0**k) for k in (-1, 0, 1, 2)]
+        np.testing.assert_allclose(got, min(octaves, key=loss), rtol=5e-3)
+        losses[c] = loss(got) / loss(dx.grids.plain(n))
+    assert all(ratio < 0.7 for ratio in losses.values()), losses
+
+
+def test_many_pilots_a_few_at_a_time_hold_better_on_other_noise():
+    """At equal cost of the iterations."""
+    few = dx.grids.fit_solver(MIXTURE, noise(0, 16), 6, iterations=200)
+    many = dx.grids.fit_solver(MIXTURE, noise(0, 512), 6, iterations=200, batch=16)
+    x = noise(1, 2048)
+    assert error(x, many.sigmas, many.solver) < 0.8 * error(x, few.sigmas, few.solver)
+
+
+@pytest.mark.parametrize("batch", [4, 5, 12, 100, None])
+def test_an_iteration_asks_for_a_batch(batch):
+    seen = []
+
+    def denoise(x, sigma):
+        seen.append(len(x))
+        return MIXTURE(x, sigma)
+
+    dx.grids.fit(denoise, noise(0, 12), 3, iterations=2, batch=batch)
+    assert set(seen) == {12, min(batch or 12, 12)}
+
+
+def test_without_batches_pilots_keep_their_places():
+    """As a denoiser needs that holds a label for each."""
+    shift = jnp.linspace(-1, 1, 6)[:, None]
+    x = noise(0, 6)
+    moved = dx.grids.fit(lambda x, s: MIXTURE(x - shift, s) + shift, x + shift, 4, iterations=20)
+    np.testing.assert_allclose(moved, dx.grids.fit(MIXTURE, x, 4, iterations=20), rtol=1e-2)
+
+
 def test_auto_is_better_than_plain():
     """On other noise, over two numbers of steps: each alone has the luck of the few samples that change their mode."""
     ratios = [
@@ -132,11 +181,22 @@ def test_progress_is_reported():
     assert losses == sorted(losses, reverse=True) and np.isfinite(losses).all()
 
 
+def test_the_loss_that_counts_is_that_of_whole_passes():
+    """12 pilots, 4 at a time: of 8 iterations the first two are no pass, and after a rate of nothing each pass has the
+    loss of the start."""
+    seen = []
+    start, x = dx.grids.plain(3), noise(0, 12)
+    dx.grids.fit(MIXTURE, x, 3, start=start, iterations=8, batch=4, rate=0, report=lambda i, loss: seen.append(loss))
+    assert np.isinf(seen[:4]).all() and np.isfinite(seen[4:]).all()
+    np.testing.assert_allclose(seen[4:], error(x, start), rtol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"n": 0}, "n = 0"),
         ({"iterations": 0}, "iterations = 0"),
+        ({"batch": 0}, "batch = 0"),
         ({"start": [80.0, 1.0, 0.0]}, "start ="),
         ({"start": [70.0, 3.0, 1.0, 0.0]}, "start[0] = 70.0"),
         ({"solver": dx.solvers.ancestral()}, "solver draws noise"),
