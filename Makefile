@@ -5,11 +5,12 @@ DEMO := runs/digits
 
 .DEFAULT_GOAL := help
 PEERS := .venv-peers/bin
-.PHONY: help demo test lint notebooks peers bench bench-models bench-peers format lock clean
+.PHONY: help demo test chaos lint notebooks peers bench bench-models bench-peers format lock clean
 
 help:
 	@echo "make demo    train, sample and score a diffusion model of handwritten digits (about five minutes)"
 	@echo "make test    all tests"
+	@echo "make chaos   kill, stop and damage runs, and compare what comes of them with one left alone (half an hour)"
 	@echo "make lint    ruff and mypy"
 	@echo "make notebooks  run the notebooks"
 	@echo "make peers   install PyTorch and diffusers too: make test then proves weights carried over from them"
@@ -26,6 +27,9 @@ demo: .venv/train.installed
 
 test: .venv/dev.installed
 	@$(BIN)/python -m pytest -n 2 tests
+
+chaos: .venv/train.installed
+	@$(BIN)/python -m experiments.chaos --out bench/chaos
 
 lint: .venv/dev.installed
 	@$(BIN)/ruff check .

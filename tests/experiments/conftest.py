@@ -39,8 +39,9 @@ def small(data_dir):
 def flags(data_dir):
     """flags(**{"train.steps": 4}) -> the same config as command-line arguments."""
 
-    def make(**overrides):
-        fields = {"data.dir": data_dir} | SMALL | overrides
-        return ["--config=experiments/configs/digits.py", *(f"--config.{k}={v}" for k, v in fields.items())]
+    return lambda **overrides: arguments(data_dir, **overrides)
 
-    return make
+
+def arguments(data_dir, **overrides):
+    fields = {"data.dir": data_dir} | SMALL | overrides
+    return ["--config=experiments/configs/digits.py", *(f"--config.{k}={v}" for k, v in fields.items())]
