@@ -161,9 +161,9 @@ def kills(folder: Path, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
             }
             if newest(workdir) >= STEPS.value:
                 break
-        left = newest(workdir)
+        left, ended = newest(workdir), (workdir / "summary.json").exists()
         summary = finish(workdir)
-        went_on = summary["resumed_from_step"] == left
+        went_on = ended or summary["resumed_from_step"] == left
         yield {"from": left, "finished": True, "ok": went_on, "end": [summary[h] for h in HASHES], "ended": True}
         shutil.rmtree(workdir)
 

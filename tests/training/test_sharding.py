@@ -1,7 +1,5 @@
 """Where arrays lie: the rule, what it saves, which messages the compiled step sends, and that the numbers stay."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +12,7 @@ from diffax.training import sharding
 from diffax.training.metrics import TrainMetrics
 from diffax.training.optimizer import adam_with_warmup as adam
 from diffax.training.step import init_state, train_step
+from experiments.bench.collectives import messages
 
 UNET = models.unet((8, 8, 1), channels=32, multipliers=(1, 2), blocks=1, attention=(4,), num_classes=3)
 DIT = models.dit((8, 8, 1), patch=2, width=64, depth=2, heads=4, num_classes=3)
@@ -49,15 +48,7 @@ class Run:
     def messages(self):
         """{kind: shapes of what is sent} of the compiled step."""
         text = self.step.lower(self.state, self.metrics, self.batch(), jax.random.key(1)).compile().as_text()
-        found = {}
-        for shapes, kind in re.findall(
-            r"= \(?((?:[a-z0-9]+\[[0-9,]*\](?:\{[^}]*\})?(?:, )?(?:/\*[^*]*\*/)?)+)\)? "
-            r"(all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(",
-            text,
-        ):
-            sizes = [tuple(map(int, filter(None, s.split(",")))) for s in re.findall(r"\[([0-9,]*)\]", shapes)]
-            found.setdefault(kind, []).extend(sizes)
-        return found
+        return {kind: [sent.shape for sent in found] for kind, found in messages(text).items()}
 
 
 @pytest.fixture(scope="module")
