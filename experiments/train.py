@@ -126,9 +126,8 @@ def train(config, workdir: Path, *, profile: tuple[int, int] | None = None) -> d
             batches.set_state(restored.meta["data"])
             recent = restored.meta["metrics"]
         restored = None
-        checkpoints, snapshots = (
-            stack.enter_context(contextlib.closing(manager)) for manager in _managers(workdir, config)
-        )
+        managers = [stack.enter_context(contextlib.closing(manager)) for manager in _managers(workdir, config)]
+        checkpoints = managers[0]
         workdirs.write_config(workdir, config)  # which may name another number of steps than before
         if lead:
             overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
@@ -164,8 +163,9 @@ def train(config, workdir: Path, *, profile: tuple[int, int] | None = None) -> d
         meter.start(start)
         while k < config.train.steps and not stopped:
             k += 1
-            if profile is not None and k == profile[0]:
+            if profile is not None and k == max(profile[0], start + 1):
                 jax.profiler.start_trace(str(workdir / "profile"))
+                stack.callback(_end_trace)
             with meter.input():
                 batch = sharding.put_batch(next(batches), mesh)
             state, metrics, seen = step(state, metrics, batch, step_key)
@@ -183,32 +183,32 @@ def train(config, workdir: Path, *, profile: tuple[int, int] | None = None) -> d
             saving = last or stopped or k % config.train.checkpoint_every == 0
             if profile is not None and k == profile[1]:
                 jax.block_until_ready(state.step)
-                jax.profiler.stop_trace()
+                _end_trace()
             if saving or k % config.train.log_every == 0:
                 while running:
                     checked(running.popleft(), k - len(running))
-                recent = scalars(metrics)
-                if "loss" not in recent:
+                if last and not int(state.guard.made):
                     raise ValueError(_diverged(seen, k, checkpoints.latest_step()))
+                recent = scalars(metrics) or recent  # nothing new where no update counted
                 metrics = sharding.put_replicated(TrainMetrics.empty(), mesh)
                 said = meter.read(k) | {"skipped": float(state.guard.skipped)}
                 values = {f"train/{n}": v for n, v in recent.items()} | said
                 writer.write_scalars(k, values)
                 log.write(k, values)
-                bar.set_postfix_str(f"loss {recent['loss']:.4f}, {said['images_per_second']:.0f} images/s")
+                bar.set_postfix_str(f"loss {recent.get('loss', np.nan):.4f}, {said['images_per_second']:.0f} images/s")
             with meter.save():
                 if saving:
                     meta = {"data": batches.get_state(), "images": k * batch_size, "metrics": recent}
                     meta |= {"seed": config.seed, "config_sha256": workdirs.identity(config)}
-                    checkpoint.save(checkpoints, k, items(state), meta, recent)
+                    checkpoint.save(checkpoints, k, items(state), meta, recent or None)
                 if state.powers and (last or k % config.train.snapshot_every == 0):
-                    _snapshot(snapshots, k, state, config)
+                    _snapshot(managers[1], k, state, config)
                 if last or k % config.train.sample_every == 0:
                     _write_samples(workdir, k, draw, state, sample_key, rec, mesh, recent, writer if lead else None)
         bar.refresh()
         if start == config.train.steps:  # killed after the last checkpoint
             _write_samples(workdir, k, draw, state, sample_key, rec, mesh, recent, writer if lead else None)
-        for manager in (checkpoints, snapshots):
+        for manager in managers:
             checkpoint.wait(manager)
         if stopped and k < config.train.steps:
             if lead:
@@ -254,7 +254,8 @@ def _state(items: dict[str, Any]) -> TrainState:
     return items["state"]._replace(ema=items["ema"])
 
 
-def _managers(workdir: Path, config) -> tuple[Any, Any]:
+def _managers(workdir: Path, config) -> list[Any]:
+    """Of the checkpoints, and, with averages by power functions, of their snapshots."""
     with cli.field("config.train."):
         checkpoints = checkpoint.manager(
             workdir / "checkpoints",
@@ -262,7 +263,7 @@ def _managers(workdir: Path, config) -> tuple[Any, Any]:
             keep_every=config.train.keep_every,
             keep_best=config.train.keep_best,
         )
-    return checkpoints, checkpoint.manager(workdir / "snapshots", keep=None)
+    return [checkpoints, *([checkpoint.manager(workdir / "snapshots", keep=None)] if config.train.ema_powers else [])]
 
 
 def _snapshot(snapshots, k: int, state: TrainState, config) -> None:
@@ -363,6 +364,12 @@ def _profile(value: str | None) -> tuple[int, int] | None:
     if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
         raise ValueError(f"--profile = {value}: must be START:STOP, the first and the last step to record, from 1")
     return int(first), int(last)
+
+
+def _end_trace() -> None:
+    """If one is being recorded."""
+    with contextlib.suppress(RuntimeError):
+        jax.profiler.stop_trace()
 
 
 @contextlib.contextmanager
