@@ -45,6 +45,7 @@ def run(main: Callable[..., Any], *, positional: bool = False) -> None:
     def guarded(argv: list[str]) -> None:
         if len(argv) > 1 and not positional:
             _fail(f"unexpected argument {argv[1]!r}: options are written --name=value")
+        sys.unraisablehook = _unraisable
         try:
             set_up_jax()
             main(argv[1:]) if positional else main()
@@ -144,6 +145,12 @@ def explain(error: BaseException) -> str:
     if "get_config" in text:
         return "--config cannot be read: the file must define get_config()"
     return f"--config has no field {'; '.join(text.splitlines())}"
+
+
+def _unraisable(what: Any) -> None:
+    """Writes of Orbax that were under way when one of them failed have nobody left to tell."""
+    if "Event loop is closed" not in str(what.exc_value):
+        sys.__unraisablehook__(what)
 
 
 def _fail(message: str) -> NoReturn:

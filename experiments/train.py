@@ -163,7 +163,7 @@ def train(config, workdir: Path, *, profile: tuple[int, int] | None = None) -> d
         meter.start(start)
         while k < config.train.steps and not stopped:
             k += 1
-            if profile is not None and k == max(profile[0], start + 1):
+            if profile is not None and k == max(profile[0], start + 1) <= profile[1]:
                 jax.profiler.start_trace(str(workdir / "profile"))
                 stack.callback(_end_trace)
             with meter.input():
