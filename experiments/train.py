@@ -45,6 +45,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "The directory of the run; made i
 PROFILE = flags.DEFINE_string(
     "profile", None, "START:STOP, the steps to record in WORKDIR/profile, for TensorBoard or Perfetto."
 )
+flags.adopt_module_key_flags(cluster)  # --help shows them
 _AHEAD = 2
 """Steps that the loop is ahead of the devices."""
 

@@ -212,6 +212,12 @@ def transformer(x, tokens, p, heads):
     return x + dense(h, p["project_out"]).reshape(x.shape)
 
 
+def checkpoints(jaxpr):
+    """How many parts with weights are computed again; normalisation alone may be as well."""
+    again = [e for e in jaxpr.eqns if e.primitive.name in ("checkpoint", "remat", "remat2")]
+    return sum("dot_general" in str(e.params["jaxpr"]) for e in again)
+
+
 # ---- of transformers ------------------------------------------------------------------------------------------------
 
 
