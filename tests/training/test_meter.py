@@ -26,7 +26,7 @@ def test_shares_of_the_time_and_speed():
     assert [read[f"time/{part}"] for part in ("input", "compute", "save")] == pytest.approx(
         [1 / 6, 1 / 3, 1 / 2], abs=0.1
     )
-    assert read["images_per_second"] == pytest.approx(3 * 10 / 0.3, rel=0.4)
+    assert read["images_per_second"] == pytest.approx(3 * 10 / 0.3, rel=0.6)
     assert read["flop_per_second"] == pytest.approx(read["images_per_second"] / 10 * 3e6)
     assert "mfu" not in read  # the peak of a CPU is not published
     again = meter.read(8)  # from the reading on
@@ -58,12 +58,12 @@ def test_operations_are_counted():
 
 
 def test_a_stalled_input_is_said_once_for_each_wait_of_that_length(capsys):
-    meter = Meter(batch_size=1, stall_seconds=0.2)
+    meter = Meter(batch_size=1, stall_seconds=0.6)
     with meter.input():
         time.sleep(0.1)
     assert not capsys.readouterr().err
     with meter.input():
-        time.sleep(0.55)
+        time.sleep(1.5)
     meter.close()
     lines = capsys.readouterr().err.splitlines()
     assert 1 <= len(lines) <= 2 and all("no batch for" in line for line in lines)
