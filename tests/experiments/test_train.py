@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -227,10 +226,8 @@ def test_a_disk_that_is_full_ends_the_run_in_one_sentence(flags, tmp_path):
     assert first.returncode == 0 and steps(tmp_path) == 3, first.stderr
     before = files(tmp_path / "checkpoints")
 
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
-    full = subprocess.run([*train_it, *options], env=environment, capture_output=True, text=True, preexec_fn=limit)
+    limited = ["bash", "-c", 'ulimit -f 20 && exec "$@"', "-", *train_it, *options]  # in KiB
+    full = subprocess.run(limited, env=environment, capture_output=True, text=True)
     assert full.returncode == 1, full.stderr
     said = [line for line in full.stderr.splitlines() if line.startswith("error:")]
     assert len(said) == 1 and "step 3 is untouched" in said[0] and "Traceback" not in full.stderr, full.stderr
