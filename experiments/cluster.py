@@ -18,7 +18,7 @@ import jax
 from absl import flags
 from jax.experimental import multihost_utils
 
-__all__ = ["Preemption", "barrier", "join"]
+__all__ = ["Preemption", "join"]
 
 COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, for a run of several processes.")
 PROCESSES = flags.DEFINE_integer("processes", None, "How many processes the run has.")
@@ -56,12 +56,6 @@ def _launched_as_several() -> bool:
     counts = (os.environ.get(name, "1") for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
     several = any(count.isdecimal() and int(count) > 1 for count in counts)
     return several or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
-
-
-def barrier(name: str) -> None:
-    """Until all processes are here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
 
 
 class Preemption:

@@ -17,7 +17,6 @@ from jax.sharding import Mesh
 from diffax import data
 from diffax.training import checkpoint, ema, sharding
 from diffax.training.summary import read_json, write_json
-from experiments.cluster import barrier
 from experiments.recipe import Recipe, recipe
 
 try:
@@ -96,7 +95,7 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> Iterator[None]:
                 raise ValueError(f"--workdir = {workdir}: another process is training there; wait for it") from None
         if not (workdir / "config.json").exists():
             write_config(workdir, config)
-        barrier("workdir.claim")
+        sharding.barrier("workdir.claim")
         yield
 
 

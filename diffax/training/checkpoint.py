@@ -25,6 +25,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from diffax.training.checksum import manifest
+from diffax.training.sharding import barrier
 
 __all__ = ["CheckpointError", "Restored", "manager", "read", "restore", "save", "steps", "wait"]
 
@@ -149,7 +150,7 @@ def restore(directory: str | Path, like: dict[str, Any], *, read_only: bool = Fa
         if found is not None:
             if damaged and jax.process_index() == 0:
                 _set_aside(directory, damaged, step, move=not read_only)
-            multihost_utils.sync_global_devices("checkpoint.restore") if jax.process_count() > 1 else None
+            barrier("checkpoint.restore")
             return found
         damaged[step] = why
     if damaged:

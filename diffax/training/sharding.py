@@ -20,6 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 __all__ = [
     "BATCH",
+    "barrier",
     "batch_shards",
     "data_mesh",
     "like",
@@ -148,6 +149,12 @@ def to_host(tree: Any) -> Any:
         return np.asarray(a if here else multihost_utils.process_allgather(a, tiled=True))
 
     return jax.tree.map(fetch, tree)
+
+
+def barrier(name: str) -> None:
+    """Until all processes are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
