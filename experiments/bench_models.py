@@ -26,6 +26,7 @@ from tqdm import tqdm
 import diffax as dx
 from diffax import models
 from diffax.training import sharding
+from diffax.training.meter import flop_of
 from diffax.training.metrics import TrainMetrics
 from diffax.training.optimizer import adam_with_warmup
 from diffax.training.step import init_state, train_step
@@ -117,8 +118,8 @@ def measure(name: str, mesh: jax.sharding.Mesh, rate: float) -> dict[str, Any]:
 
     draw, kept = jax.jit(sampler), [state, metrics]
     plain = preset.make(preset.shape, **options).apply  # float32, whose attention is spelled out, so that it is counted
-    analysis: Any = jax.jit(plain).lower(state.params, x, level, label).cost_analysis()
-    forward_flop = float(analysis["flops"])
+    forward_flop = flop_of(plain, state.params, x, level, label)
+    assert forward_flop is not None
     params = jax.tree.map(jnp.copy, state.params)
 
     def train() -> Any:
