@@ -134,13 +134,25 @@ def sweep(*arguments):
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
 
 
-def test_a_sweep_has_a_failure_is_interrupted_and_goes_on(flags, tmp_path):
-    line = [*flags(**{"train.steps": 2}), f"--out={tmp_path}", "--seeds=2"]
+def test_a_sweep_is_interrupted_has_a_failure_and_goes_on(flags, tmp_path):
+    short = [*flags(**{"train.steps": 2}), f"--out={tmp_path}", "--seeds=2"]
+    long = [*flags(**{"train.steps": 10**6, "train.checkpoint_every": 10**6}), *short[-2:]]
     stored = lambda: json.loads((tmp_path / "sweep.json").read_text())
 
-    other = load(DIGITS, {flag[9:].split("=")[0]: flag.split("=", 1)[1] for flag in line[1:-2]} | {"seed": "1"})
+    process, log = sweep(*long), tmp_path / "seed=0" / "log.txt"
+    while process.poll() is None and not (log.exists() and log.stat().st_size):  # until it trains
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == 1 and "run the same line again" in errors and "Traceback" not in errors
+    assert [run["status"] for run in stored()["runs"]] == [f"step 0 of {10**6}", "new"]
+    other = load(DIGITS, {flag[9:].split("=")[0]: flag.split("=", 1)[1] for flag in short[1:-2]})
+    with workdirs.claim(tmp_path / "seed=0", other):  # nobody trains there any more
+        pass
+
+    other.seed = 1
     with workdirs.claim(tmp_path / "seed=1", other):  # somebody else trains there
-        process = sweep(*line)
+        process = sweep(*short)
         _, errors = process.communicate(timeout=600)
     assert process.returncode == 1 and errors.splitlines()[-1] == "error: 1 of 2 runs failed: seed=1"
     done, failed = stored()["runs"]
@@ -148,25 +160,14 @@ def test_a_sweep_has_a_failure_is_interrupted_and_goes_on(flags, tmp_path):
     assert "another process is training there" in failed["error"]
     assert "seed=1 failed: train: --workdir" in (tmp_path / "report.html").read_text()
 
-    summary = tmp_path / "seed=0" / "summary.json"
-    before, log = summary.read_bytes(), tmp_path / "seed=1" / "log.txt"
-    had = log.stat().st_size
-    process = sweep(*line)
-    while process.poll() is None and log.stat().st_size == had:  # seed=1 trains
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=600)
-    assert process.returncode == 1 and "run the same line again" in errors and "Traceback" not in errors
-    assert "[1/2] seed=0: finished before" in output and summary.read_bytes() == before
-    assert [run["status"] for run in stored()["runs"]] == ["finished", "step 0 of 2"]
-    with workdirs.claim(tmp_path / "seed=1", other):  # nobody trains there any more
-        pass
-
+    before = (tmp_path / "seed=0" / "summary.json").read_bytes()
     losses = [json.loads(before)["losses"]["loss"], 7.0]
     write_json(tmp_path / "seed=1" / "summary.json", {"step": 2, "losses": {"loss": 7.0}})
-    process = sweep(*line)
+    process = sweep(*short)
     output, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
+    assert "[1/2] seed=0: finished before" in output and "[2/2] seed=1: finished before" in output
+    assert (tmp_path / "seed=0" / "summary.json").read_bytes() == before
     assert "2 of 2 finished" in output and " ± " in output
     (group,) = stored()["groups"]
     assert group["scores"]["loss"]["mean"] == pytest.approx(sum(losses) / 2)
