@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import ctypes
 import os
 import sys
 import time
@@ -70,9 +71,24 @@ def set_up_jax() -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         # A power of two, to divide usual batch sizes; more than 8 gains little on one host.
         _update("jax_num_cpu_devices", min(8, 1 << (cores.bit_length() - 1)))
+    _keep_freed_memory()
     if not getattr(jax.config, "jax_compilation_cache_dir", None):
         _update("jax_compilation_cache_dir", str(Path("~/.cache/diffax/xla").expanduser()))
         _update("jax_persistent_cache_min_compile_time_secs", 0.0)  # a start runs many small programs
+
+
+def _keep_freed_memory() -> None:
+    """On a host without accelerators, has glibc keep what an operation frees for the next one. It would give large
+    blocks back to the system, which clears them anew, page by page, in each step.
+    """
+    accelerators = [path for name in ("nvidia[0-9]*", "accel[0-9]*", "vfio/[0-9]*") for path in Path("/dev").glob(name)]
+    if not sys.platform.startswith("linux") or accelerators:
+        return
+    with contextlib.suppress(OSError, AttributeError):  # another libc
+        arena_max, mmap_max, trim_threshold = -8, -4, -1  # malloc.h
+        libc = ctypes.CDLL(None)
+        for option, value in ((arena_max, 1), (mmap_max, 0), (trim_threshold, 2**31 - 1)):
+            libc.mallopt(option, value)
 
 
 @contextlib.contextmanager
