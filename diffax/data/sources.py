@@ -56,7 +56,7 @@ class Dataset(NamedTuple):
 
 
 def load(name: str, split: str = "train", data_dir: str | os.PathLike[str] | None = None) -> Dataset:
-    """The data set `name`: digits, mnist5k, fashion_mnist, or any of TFDS; prepared on first use.
+    """The data set `name`: digits, mnist5k, fashion_mnist, emoji, or any of TFDS; prepared on first use.
 
     Args:
       name: a key of `raw.LEVELS`, or a name of TFDS with an optional config and version ("cifar10",

@@ -15,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
 
 from diffax.data import DataError, Dataset, batches, from_unit, load, raw, sources, to_unit
 
@@ -31,6 +32,7 @@ def isolated(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("DIFFAX_DATA_DIR", raising=False)
     monkeypatch.delenv("DIFFAX_FASHION_MNIST", raising=False)
+    monkeypatch.delenv("DIFFAX_EMOJI", raising=False)
     monkeypatch.setattr(raw, "_FASHION_SYSTEM", tmp_path / "absent")
 
 
@@ -155,6 +157,52 @@ def test_damaged_idx_file_is_named(tmp_path, file, damage, message):
         load("fashion_mnist", data_dir=tmp_path)
     assert str(path) in str(info.value) and "fashion_mnist" in str(info.value)
     assert "\n" not in str(info.value)
+
+
+def write_emoji(folder, bases=20):
+    """emoji.json and pictures of one colour, half transparent; every fourth has two variants."""
+    (folder / "img" / "google" / "64").mkdir(parents=True)
+    entries = []
+
+    def entry(name, colour):
+        rgba = np.broadcast_to(np.uint8([10 * colour, 0, 255, 128]), (64, 64, 4))
+        Image.fromarray(rgba).save(folder / "img" / "google" / "64" / f"{name}.png")
+        return {"unified": name, "image": f"{name}.png", "has_img_google": True}
+
+    for i in range(bases):
+        base = entry(f"{i:04x}", i) | {"category": raw.EMOJI_CLASSES[i % 10]}
+        if i % 4 == 0:
+            base["skin_variations"] = {tone: entry(f"{i:04x}-{tone}", i) for tone in "ab"}
+        entries.append(base)
+    entries.append({"unified": "ffff", "has_img_google": False, "category": "Flags"})
+    (folder / "emoji.json").write_text(json.dumps(entries))
+
+
+@pytest.mark.parametrize("place", ["data_dir", "variable"])
+def test_emoji_stand_on_white_and_variants_stay_on_one_side(monkeypatch, tmp_path, place):
+    folder = tmp_path / "data" / "emoji-datasource-google" if place == "data_dir" else tmp_path / "unpacked"
+    if place == "variable":
+        monkeypatch.setenv("DIFFAX_EMOJI", str(folder))
+    write_emoji(folder)
+    splits = [load("emoji", split, tmp_path / "data") for split in ("train", "test")]
+    assert [s[:5] for s in splits] == [("emoji", split, (64, 64, 3), 10, 256) for split in ("train", "test")]
+    examples = [s.read(np.arange(s.size)) for s in splits]
+    red = [np.rint((e["image"][:, 0, 0, 0] - 255 * (1 - 128 / 255)) / (128 / 255) / 10).astype(int) for e in examples]
+    assert len(set(red[1])) == 2 and not set(red[0]) & set(red[1]) and len(set(red[0]) | set(red[1])) == 20
+    assert sum(s.size for s in splits) == 20 + 2 * 5
+    for e, colours in zip(examples, red, strict=True):
+        np.testing.assert_array_equal(e["label"], colours % 10)
+        np.testing.assert_array_equal(e["image"][:, 5, 6, 1:], np.broadcast_to([127, 255], (len(colours), 2)))
+
+
+def test_damaged_emoji_are_named(monkeypatch, tmp_path):
+    with pytest.raises(DataError, match=r"'emoji'.*npm pack emoji-datasource-google.*DIFFAX_EMOJI=package"):
+        load("emoji", data_dir=tmp_path)
+    folder = tmp_path / "emoji-datasource-google"
+    write_emoji(folder)
+    (folder / "img" / "google" / "64" / "0003.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"'emoji'.*is damaged or of another version.*0003\.png"):
+        load("emoji", data_dir=tmp_path)
 
 
 # Absent packages and bad arguments.
