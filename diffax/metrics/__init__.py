@@ -12,7 +12,10 @@ Bits per dimension are in `diffax.likelihood`.
 """
 
 from diffax.metrics.classifier import Judge, accuracy, judge
+from diffax.metrics.enlite0 import enlite0, enlite0_weights
+from diffax.metrics.features import Extractor, features, pixels
 from diffax.metrics.frechet import frechet_distance
+from diffax.metrics.inception import inception
 from diffax.metrics.kernel import kernel_distance
 from diffax.metrics.moments import Moments, fold, gather, merge, moments
 from diffax.metrics.neighbours import nearest_distance
@@ -20,18 +23,24 @@ from diffax.metrics.precision_recall import PrecisionRecall, precision_recall
 from diffax.metrics.sliced import sliced_wasserstein
 
 __all__ = [
+    "Extractor",
     "Judge",
     "Moments",
     "PrecisionRecall",
     "accuracy",
+    "enlite0",
+    "enlite0_weights",
+    "features",
     "fold",
     "frechet_distance",
     "gather",
+    "inception",
     "judge",
     "kernel_distance",
     "merge",
     "moments",
     "nearest_distance",
+    "pixels",
     "precision_recall",
     "sliced_wasserstein",
 ]

@@ -21,7 +21,7 @@ __all__ = ["Moments", "fold", "gather", "merge", "moments"]
 class Moments(NamedTuple):
     """Of `count` rows of d features, in float64."""
 
-    count: int
+    count: int  # type: ignore[assignment]  # tuples have a method of that name
     mean: np.ndarray  # [d]
     scatter: np.ndarray  # [d, d], the covariance times count - 1
 
