@@ -48,8 +48,7 @@ def test_arrows_run_one_way():
     for file in (ROOT / "diffax").rglob("*.py"):
         part = file.relative_to(ROOT / "diffax").parts[0].removesuffix(".py")
         names = set(imports(file))
-        outer = {"experiments", "tensorflow"} | ({"torch"} if file.name != "files.py" or part != "interop" else set())
-        assert not any(n.split(".")[0] in outer for n in names), file
+        assert not any(n.split(".")[0] in {"experiments", "tensorflow", "torch"} for n in names), file
         if part in core:
             assert {n.split(".")[0] for n in names} <= allowed | ({"matplotlib"} if part == "plot" else set()), file
             outside = {n.split(".")[1] for n in names if n.count(".") and n.startswith("diffax")}

@@ -1,7 +1,7 @@
 """Named tensors from a weight file, without running anything that the file says.
 
 `.safetensors` files hold numbers only. PyTorch's own (`.pt`, `.pth`, `.bin`, `.ckpt`) are pickles, which could run
-code: they are read by torch.load(weights_only=True), which needs torch and refuses whatever is not a tensor.
+code: `diffax.interop.pickles` reads them, knows nothing but tensors and does not need torch.
 """
 
 from collections.abc import Mapping
@@ -10,6 +10,8 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+
+from diffax.interop import pickles
 
 __all__ = ["Tensors", "tensors"]
 
@@ -47,18 +49,7 @@ def _safetensors(path: Path) -> Tensors:
 
 
 def _torch(path: Path) -> Tensors:
-    try:
-        import torch
-    except ImportError as error:
-        raise ValueError(
-            f"weights {path}: a pickle; pip install torch to read it, or convert it to .safetensors"
-        ) from error
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever the damage leads to
-        raise ValueError(
-            f"weights {path}: damaged, or a pickle of more than tensors, which is never run ({type(error).__name__})"
-        ) from error
+    found = pickles.read(path)
     if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
         found = found["state_dict"]
     if not isinstance(found, Mapping):

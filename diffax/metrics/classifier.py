@@ -4,12 +4,12 @@ The judge is scikit-learn's support vector machine with an RBF kernel on pixels:
 small images. Its own accuracy on held-out real images bounds what samples can be expected to reach.
 """
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
-from sklearn.svm import SVC
+
+if TYPE_CHECKING:  # a second to import, and the other metrics do without
+    from sklearn.pipeline import Pipeline
 
 __all__ = ["Judge", "accuracy", "judge"]
 
@@ -17,7 +17,7 @@ __all__ = ["Judge", "accuracy", "judge"]
 class Judge(NamedTuple):
     """A classifier of images, and its accuracy on held-out real ones (0 to 1)."""
 
-    model: Pipeline
+    model: "Pipeline"
     held_out_accuracy: float
 
 
@@ -29,6 +29,10 @@ def judge(
     max_train: int = 10_000,
 ) -> Judge:
     """Trains on real images [n, ...] with labels [n] (at most max_train of them) and tests on others."""
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import SVC
+
     # One scale for all pixels: pixels that are nearly always empty must not be blown up.
     model = make_pipeline(StandardScaler(with_std=False), SVC(C=10, gamma="scale"))
     model.fit(_flat(train_images[:max_train]), train_labels[:max_train])

@@ -1,7 +1,6 @@
 """Does a model draw new images, or recite the ones it was trained on?"""
 
 import numpy as np
-from sklearn.neighbors import NearestNeighbors
 
 __all__ = ["nearest_distance"]
 
@@ -11,6 +10,8 @@ def nearest_distance(images: np.ndarray, train_images: np.ndarray) -> np.ndarray
 
     Samples that are as far from the training set as real held-out images are neither copied nor strange.
     """
+    from sklearn.neighbors import NearestNeighbors
+
     train = np.asarray(train_images, np.float32).reshape(len(train_images), -1)
     query = np.asarray(images, np.float32).reshape(len(images), -1)
     distance, _ = NearestNeighbors(n_neighbors=1).fit(train).kneighbors(query)

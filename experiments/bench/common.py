@@ -6,7 +6,7 @@ import numpy as np
 
 from experiments.bench.targets import SIGMA_MAX, SIGMA_MIN
 
-__all__ = ["GRIDS", "errors", "exponential", "karras", "sliced_wasserstein", "vp", "vp_to_zero"]
+__all__ = ["GRIDS", "errors", "exponential", "karras", "vp", "vp_to_zero"]
 
 BETA_MIN, BETA_MAX = 0.1, 20.0
 
@@ -40,20 +40,6 @@ def errors(found: np.ndarray, end: np.ndarray) -> dict[str, float]:
         raise ValueError("not finite")
     each = np.sqrt(((np.asarray(found, np.float64) - end) ** 2).reshape(len(end), -1).mean(-1))
     return {"mean": float(each.mean()), "median": float(np.median(each))}
-
-
-def sliced_wasserstein(a: np.ndarray, b: np.ndarray, directions: int = 256) -> float:
-    """The 2-Wasserstein distance between two sets of n samples along random lines: its root mean square over lines.
-
-    In one dimension the optimal plan pairs the sorted samples. Between N(m, s^2 I) and N(0, I) in d dimensions it tends
-    to sqrt(|m|^2 / d + (s - 1)^2). The lines are always the same.
-    """
-    if len(a) != len(b):
-        raise ValueError(f"{len(a)} and {len(b)} samples: must be equally many")
-    a, b = (np.asarray(x, np.float64).reshape(len(x), -1) for x in (a, b))
-    lines = np.random.default_rng(0).standard_normal((a.shape[1], directions))
-    lines /= np.linalg.norm(lines, axis=0)
-    return float(np.sqrt(((np.sort(a @ lines, axis=0) - np.sort(b @ lines, axis=0)) ** 2).mean()))
 
 
 def _vp_time(sigma: float) -> float:

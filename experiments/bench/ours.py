@@ -17,6 +17,7 @@ from jax import Array
 
 import diffax as dx
 from diffax import models
+from diffax.metrics.sliced import sliced_wasserstein
 from diffax.solvers import Solver
 from experiments.bench import common, speed
 from experiments.bench.targets import SIGMA_MAX, SIGMA_MIN, Target
@@ -215,7 +216,7 @@ def _note(row: dict, name: str, found: np.ndarray, end: np.ndarray) -> None:
 def wasserstein(target: Target, samples: int, nfe: int) -> dict[str, float]:
     """{"solver/grid": distance} of stochastic solvers, of Heun and UniPC beside them, and of exact samples."""
     exact = target.exact_samples(samples, seed=1)
-    row = {"exact samples": common.sliced_wasserstein(target.exact_samples(samples, seed=2), exact)}
+    row = {"exact samples": sliced_wasserstein(target.exact_samples(samples, seed=2), exact)}
     x = target._replace(seeds=samples).start()
     beside = {name: SOLVERS[name] for name in ("heun", "unipc(3)")}
     with jax.enable_x64(True):
@@ -225,7 +226,7 @@ def wasserstein(target: Target, samples: int, nfe: int) -> dict[str, float]:
                 if (n := steps(solver, nfe)) is not None:
                     found = run(solver, GRIDS[grid](n), x)
                     if np.isfinite(found).all():
-                        row[f"{name}/{grid}"] = common.sliced_wasserstein(found, exact)
+                        row[f"{name}/{grid}"] = sliced_wasserstein(found, exact)
     return row
 
 

@@ -176,20 +176,6 @@ def test_errors_are_means_and_medians_over_seeds():
         common.errors(found * np.nan, end)
 
 
-@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (2.0, 1.0), (0.0, 3.0), (1.0, 0.5)])
-def test_sliced_wasserstein_of_gaussians(mean, std):
-    rng = np.random.default_rng(0)
-    a, b = rng.standard_normal((2, 20_000, 3))
-    expected = np.sqrt(mean**2 + (std - 1) ** 2)  # the mean is the same in every dimension
-    assert common.sliced_wasserstein(mean + std * a, b) == pytest.approx(expected, rel=0.05, abs=0.03)
-    assert common.sliced_wasserstein(a, a[::-1]) == 0
-
-
-def test_sliced_wasserstein_wants_equal_numbers():
-    with pytest.raises(ValueError, match="3 and 4 samples"):
-        common.sliced_wasserstein(np.zeros((3, 2)), np.zeros((4, 2)))
-
-
 class Tensor(np.ndarray):
     """What `measure` asks of a torch tensor."""
 
