@@ -37,11 +37,11 @@ def test_kid(fidelity, features):
     a, b = map(peer("torch").tensor, features)
     theirs = fidelity.metric_kid.kid_features_to_metric(a, b, kid_subsets=1, kid_subset_size=300, verbose=False)
     assert metrics.kernel_distance(*features)[0] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-3)
-    some = dict(kid_subsets=300, kid_subset_size=100, verbose=False)
+    some = dict(kid_subsets=100, kid_subset_size=100, verbose=False)
     theirs = fidelity.metric_kid.kid_features_to_metric(a, b, **some)
-    mean, std = metrics.kernel_distance(*features, subsets=300, size=100)
+    mean, std = metrics.kernel_distance(*features, subsets=100, size=100)
     assert mean == pytest.approx(theirs["kernel_inception_distance_mean"], rel=0.2)
-    assert std == pytest.approx(theirs["kernel_inception_distance_std"], rel=0.2)
+    assert std == pytest.approx(theirs["kernel_inception_distance_std"], rel=0.4)
 
 
 def test_precision_and_recall(fidelity, features):
