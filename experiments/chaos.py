@@ -211,7 +211,7 @@ def disks(folder: Path, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
             before = newest(workdir)
             _remount(mount, "rw,size=512m")
             summary = finish(workdir)
-            said = [line for line in log.splitlines() if line.startswith("error:")]
+            said = [line.replace(f"{Path.cwd()}/", "") for line in log.splitlines() if line.startswith("error:")]
             ok = status == 1 and "Traceback" not in log and 0 < summary["resumed_from_step"] <= before
             yield {"how": how, "status": status, "said": said[-1:], "ok": ok, "end": [summary[h] for h in HASHES]}
         finally:
