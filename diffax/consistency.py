@@ -6,19 +6,20 @@ make it so: the boundary f(x, e) = x at the lowest level e, which is built in by
     f(x, t) = c_skip x + c_out F(c_in x, log(t) / 4),
     c_skip = sd^2 / ((t - e)^2 + sd^2),   c_out = sd (t - e) / s,   c_in = 1 / s,   s = sqrt(t^2 + sd^2)
 
-(Song et al. 2023, arXiv:2303.01469, appendix C; these are no `Preconditioning`: at t = e nothing is asked of F, so there
-is no a x_0 + b n that it predicts), and equal values at neighbours t_n < t_{n+1} of a grid of N levels, which are learned:
+(Song et al. 2023, arXiv:2303.01469, appendix C; these are no `Preconditioning`: at t = e nothing is asked of F, so
+there is no a x_0 + b n that it predicts), and equal values at neighbours t_n < t_{n+1} of a grid of N levels, which are
+learned:
 
-    h(f(x_{n+1}, t_{n+1}) - f(x_n, t_n)) / (t_{n+1} - t_n),     h(r) = sqrt(||r||^2 + c^2) - c,   c = 0.00054 sqrt(dim r)
+    h(f(x_{n+1}, t_{n+1}) - f(x_n, t_n)) / (t_{n+1} - t_n),    h(r) = sqrt(||r||^2 + c^2) - c,   c = 0.00054 sqrt(dim r)
 
 with no gradient through the second f, of the same parameters (iCT: Song & Dhariwal 2023, arXiv:2310.14189). `training`
-takes both points from one pair of data and noise, x_n = x_0 + t_n n; `distillation` goes from x_{n+1} to x_n by one step
-of a solver with a trained denoiser.
+takes both points from one pair of data and noise, x_n = x_0 + t_n n; `distillation` goes from x_{n+1} to x_n by one
+step of a solver with a trained denoiser.
 
-N grows while training goes on (`dx.curricula`), inside one compiled step: `levels` has a fixed size, in which places that
-are not in use repeat the last level. Which neighbours are compared is said by a schedule, as is where a denoiser is
-trained: a level is drawn from it, between the ends of the grid, and the pair is the one that it falls between. Of a grid
-in Karras's spacing that is, with u uniform,
+N grows while training goes on (`dx.curricula`), inside one compiled step: `levels` has a fixed size, in which places
+that are not in use repeat the last level. Which neighbours are compared is said by a schedule, as is where a denoiser
+is trained: a level is drawn from it, between the ends of the grid, and the pair is the one that it falls between. Of a
+grid in Karras's spacing that is, with u uniform,
 
 | schedule | pair n of 0, ..., N - 2 | from |
 |---|---|---|
@@ -57,8 +58,8 @@ def function(
 ) -> Denoiser:
     """f(x, sigma) from a network F = apply(params, x, c_noise, cond); it has the shape of a denoiser.
 
-    f(x, sigma_min) is x itself, whatever F says. sigma is a scalar or [batch], >= sigma_min. The result has the dtype of
-    x. Raises ValueError unless sigma_min and sigma_data are positive.
+    f(x, sigma_min) is x itself, whatever F says. sigma is a scalar or [batch], >= sigma_min. The result has the
+    dtype of x. Raises ValueError unless sigma_min and sigma_data are positive.
     """
     _check.positive("sigma_min", sigma_min)
     _check.positive("sigma_data", sigma_data)
@@ -80,8 +81,8 @@ def levels(count: ArrayLike, most: int, *, schedule: Schedule | None = None, poo
       count: N, at least 2 and at most `most` (held there); a number, or traced, as `dx.curricula` give it.
       most: the size of the result, at least 2.
       schedule: with finite ends; `schedules.karras()` by default.
-      pool: take the levels from one fixed grid of so many (at least `most`), spread evenly over it, so that another count
-        brings no sigma that was never seen (Gokmen et al. 2024, the Karras pool; its picking rule is not published).
+      pool: take the levels from one fixed grid of so many (at least `most`), spread evenly over it, so that another
+        count brings no sigma of its own (the Karras pool of Gokmen et al. 2024; that it is so spread is our reading).
 
     Returns: [most] sigmas; from place count - 1 on all are the last one.
 
@@ -116,22 +117,22 @@ def training(
     """The loss of consistency training: neighbours share data and noise.
 
     Args:
-      apply: apply(params, x, c_noise, cond) -> F, as for `losses.denoising`. It is called twice, at two levels; one that
-        draws dropout must draw the same both times, as a key that is bound to it does.
+      apply: apply(params, x, c_noise, cond) -> F, as for `losses.denoising`. It is called twice, at two levels; one
+        with dropout should drop the same both times, as it does with a key that is bound to it.
       params: its parameters, any pytree.
       key: a JAX key; sample i draws its noise from fold_in(key, i).
       x0: clean data [batch, ...], float, of order one.
       cond: handed to apply as it is.
       sigmas: [levels], ascending, as `levels` makes them; those at the end that repeat the last one are not in use.
       schedule: where pairs are drawn, see above; edm(-1.1, 2.0) by default.
-      jitter: by how many places, times a normal number and rounded, a pair is moved; one that would leave the grid stays.
+      jitter: a pair is moved by so many places times a normal number, rounded; one that would leave the grid stays.
       sigma_data: of the coefficients of f.
       huber: c / sqrt(dim), the root mean square from which on a difference counts linearly.
       draw: how the u of the batch are drawn, see `dx.draws`.
       part: which samples of a larger batch these are, as in `losses.denoising`.
 
-    Returns: the mean loss, a float32 scalar, and `losses.Aux` with the loss of each sample and the logSNR of the noisier
-      of its two levels.
+    Returns: the mean loss, a float32 scalar, and `losses.Aux` with the loss of each sample and the logSNR of the
+      noisier of its two levels.
 
     Raises: ValueError unless huber is positive and jitter at least 0.
     """
@@ -211,7 +212,9 @@ def sample(
     if levels.size == 1:
         return f(x, levels[0])
     if key is None:
-        raise ValueError("key is missing: sampling at several levels draws noise, give it one such as jax.random.key(0)")
+        raise ValueError(
+            "key is missing: sampling at several levels draws noise, give it one such as jax.random.key(0)"
+        )
     numbers = jnp.arange(x.shape[0]) if index is None else index
     added = jnp.sqrt(levels**2 - sigma_min**2).at[0].set(0)  # x is noise already
 
