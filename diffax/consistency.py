@@ -95,7 +95,8 @@ def levels(count: ArrayLike, most: int, *, schedule: Schedule | None = None, poo
     last = jnp.clip(jnp.asarray(count, jnp.int32), 2, most) - 1
     place = jnp.minimum(jnp.arange(most), last)
     if pool is not None:
-        place, last = (2 * place * (pool - 1) + last) // (2 * last), pool - 1  # rounded half up, in whole numbers
+        place = (2 * place * (pool - 1) + last) // (2 * last)  # rounded half up, in whole numbers
+        last = jnp.asarray(pool - 1)
     return sigma_from_logsnr(schedule.quantile(place / last, (last - place) / last))
 
 

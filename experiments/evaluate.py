@@ -9,7 +9,7 @@ averaged parameters of the newest checkpoint, or with --ema for those of another
   held_out_accuracy    the same classifier on real held-out images: what can be expected at best
   nearest_samples      median distance per pixel (grey levels) from a sample to the nearest training image, and
   nearest_held_out     from a real held-out image to it: a model that recites its data is far below this
-  loss                 denoising loss on held-out images, and per bin of logSNR
+  loss                 that of training on held-out images, and per bin of logSNR
 and with --likelihood, of held-out images given their labels, in bits per dimension (a pixel of one channel):
   elbo                 the variational bound, with its categorical reconstruction of grey levels
   ode                  the probability-flow ODE with uniform dequantisation, one Hutchinson probe, of 256 images
@@ -53,6 +53,8 @@ def main() -> None:
     mesh = workdirs.mesh_of(config)
     rec, params, step = workdirs.load_ema(workdir, config, mesh, EMA.value, EMA_STEP.value)
     key = jax.random.key(SEED.value)
+    if LIKELIHOOD.value and not rec.objective.denoises:
+        raise ValueError("--likelihood: a consistency model has none; leave it away")
 
     asked = {"step": step, "samples": N.value, "seed": SEED.value, **config.sample, "sha256_ema": fingerprint(params)}
     asked |= {"likelihood": True} if LIKELIHOOD.value else {}
