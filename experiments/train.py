@@ -242,8 +242,8 @@ def train(config, workdir: Path, *, profile: tuple[int, int] | None = None) -> d
 
 def init(config, rec: Recipe, optimizer, mesh) -> Callable[[jax.Array], TrainState]:
     """key -> the state before the first step."""
-    powers = len(config.train.ema_powers)
-    return lambda key: init_state(rec.network.init, optimizer, key, mesh, rec.adaptive_init(), powers)
+    powers, start = len(config.train.ema_powers), rec.objective.init(rec)
+    return lambda key: init_state(start, optimizer, key, mesh, rec.adaptive_init(), powers)
 
 
 def items(state: TrainState) -> dict[str, Any]:
@@ -335,7 +335,7 @@ def _write_samples(workdir: Path, k: int, draw, state: TrainState, key, rec: Rec
 
 
 def _flop_per_step(rec: Recipe, params, batch_size: int) -> Callable[[], float | None]:
-    """Of the model: three times those of a forward pass, whatever is computed again."""
+    """Of the model: those of a forward pass, three times for a denoiser, whatever is computed again."""
 
     shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
 
@@ -344,7 +344,7 @@ def _flop_per_step(rec: Recipe, params, batch_size: int) -> Callable[[], float |
         c_noise = jax.ShapeDtypeStruct((batch_size,), np.float32)
         label = None if rec.num_classes is None else jax.ShapeDtypeStruct((batch_size,), np.int32)
         forward = flop_of(rec.network.apply, shapes, x, c_noise, label)
-        return None if forward is None else 3 * forward
+        return None if forward is None else rec.objective.passes * forward
 
     return count
 

@@ -25,6 +25,8 @@ def from_workdir(workdir: Path) -> Target:
     """The averaged network of a run, named after its directory and step, and so apart from the exact targets."""
     config = workdirs.read_config(workdir)
     rec, params, step = workdirs.load_ema(workdir, config, sharding.data_mesh())
+    if not rec.objective.denoises:
+        raise ValueError(f"{workdir}: holds a consistency model; solvers are compared on denoisers")
     name = workdir.resolve().name
     return target(f"{name}@{step}", f"the network of {name} at step {step}", config.model, rec, params)
 

@@ -16,6 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.name = "digits"  # digits, mnist5k, fashion_mnist, or any image data set of TensorFlow Datasets
     config.data.dir = ""  # where data sets are prepared; empty: ~/.cache/diffax or $DIFFAX_DATA_DIR
 
+    config.objective = "denoising()"  # or one of consistency models, see experiments/objectives.py
     # As text, so that any composition can be given on the command line:
     #   --config.schedule='shift(laplace(scale=0.5), by=-1)'
     config.schedule = "edm(p_mean=-1.2, p_std=1.2)"
