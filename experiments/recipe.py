@@ -11,7 +11,7 @@ import optax
 from jax import Array
 
 import diffax as dx
-from diffax import data, models
+from diffax import augment, data, models
 from diffax.losses import Aux, Part
 from diffax.preconditioning import Preconditioning
 from diffax.schedules import Curriculum, Schedule
@@ -27,8 +27,7 @@ __all__ = ["Recipe", "build_network", "check_counts", "loss", "optimizer", "reci
 
 
 class Recipe(NamedTuple):
-    """What a config and its data set say; label_dropout is 0 for data without classes, bins 0 without adaptive
-    draws."""
+    """What a config and its data set say; bins are 0 without adaptive draws."""
 
     network: models.Network
     objective: Objective
@@ -39,6 +38,7 @@ class Recipe(NamedTuple):
     levels: int
     num_classes: int | None
     label_dropout: float
+    augment: float
     bins: int
     floor: float
 
@@ -60,6 +60,9 @@ def recipe(config: ml_collections.ConfigDict, dataset: data.Dataset) -> Recipe:
     label_dropout = config.model.label_dropout
     if not 0 <= label_dropout <= 1:
         raise ValueError(f"config.model.label_dropout = {label_dropout}: must lie in [0, 1]")
+    augmented = config.model.get("augment", 0.0)
+    if not 0 <= augmented <= 1:
+        raise ValueError(f"config.model.augment = {augmented}: must lie in [0, 1]")
     if config.adaptive.bins < 0 or config.adaptive.bins == 1:
         raise ValueError(
             f"config.adaptive.bins = {config.adaptive.bins}: must be at least 2, or 0 for no adaptive draws"
@@ -82,6 +85,7 @@ def recipe(config: ml_collections.ConfigDict, dataset: data.Dataset) -> Recipe:
         dataset.levels,
         dataset.num_classes,
         label_dropout,
+        augmented,
         config.adaptive.bins,
         config.adaptive.floor,
     )
@@ -120,14 +124,26 @@ def optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation
 def build_network(
     model: Mapping[str, Any], shape: Sequence[int], num_classes: int | None, dtype: Any = None
 ) -> models.Network:
-    """The network that config.model describes; dtype instead of the one it names. Raises ValueError."""
-    options = {name: value for name, value in model.items() if name not in ("architecture", "label_dropout", "dtype")}
+    """The network that config.model describes; dtype instead of the one it names. Its cond is a label, and with
+    model.augment also a dict of that and of how the image was augmented. Raises ValueError."""
+    others = ("architecture", "label_dropout", "augment", "dtype")
+    options = {name: value for name, value in model.items() if name not in others}
     if model["dtype"] not in ("float32", "bfloat16"):
         raise ValueError(f"config.model.dtype = {model['dtype']!r}: must be 'float32' or 'bfloat16'")
+    if augmented := model.get("augment", 0.0) > 0:
+        options["augment"] = augment.TOLD
     with field("config.model."):
-        return models.build(
+        network = models.build(
             model["architecture"], shape, num_classes=num_classes, dtype=dtype or jnp.dtype(model["dtype"]), **options
         )
+    if not augmented:
+        return network
+
+    def apply(params: Any, x: Array, c_noise: Array, cond: Any = None, **options: Any) -> Array:
+        cond = cond if cond is None or isinstance(cond, Mapping) else {"label": cond}
+        return network.apply(params, x, c_noise, cond, **options)
+
+    return models.Network(network.init, apply)
 
 
 def loss(recipe: Recipe, *, train: bool) -> Callable[..., tuple[Array, Aux]]:
@@ -141,15 +157,19 @@ def loss(recipe: Recipe, *, train: bool) -> Callable[..., tuple[Array, Aux]]:
         noise_key, label_key, dropout_key = jax.random.split(key, 3)
         x0 = data.to_unit(batch["image"], recipe.levels)
         label, apply = None, recipe.network.apply
+        index = None if part is None else part.rows
         if recipe.num_classes is not None:
             label = batch["label"]
             if train:
-                index = None if part is None else part.rows
                 label = dx.guidance.drop_label(label_key, label, recipe.num_classes, recipe.label_dropout, index)
         if train:
             dropout_key = dropout_key if part is None else jax.random.fold_in(dropout_key, part.rows[0])
             apply = jax.tree_util.Partial(apply, key=dropout_key)
-        return objective(apply, params, noise_key, x0, label, step, sampler, part)
+        cond = label
+        if train and recipe.augment:
+            x0, told = augment.geometric(jax.random.fold_in(label_key, 1), x0, recipe.augment, index)
+            cond = {"augment": told} | ({} if label is None else {"label": label})
+        return objective(apply, params, noise_key, x0, cond, step, sampler, part)
 
     return function
 

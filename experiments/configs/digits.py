@@ -38,6 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.dropout = 0.0
     config.model.remat = False  # compute blocks again in the backward pass, to save memory
     config.model.label_dropout = 0.1  # share of labels hidden in training, for classifier-free guidance
+    config.model.augment = 0.0  # probability of each geometric augmentation, of which the network is told; unet only
     config.model.dtype = "float32"  # of the computation; parameters are float32
 
     config.mesh = ml_collections.ConfigDict()  # how many devices; -1: those that the other two leave

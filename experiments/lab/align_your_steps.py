@@ -1,0 +1,156 @@
+"""Align your steps (Sabour et al. 2024, arXiv:2404.14507): grids that are optimised for a model, at few steps.
+
+    python -m experiments.lab.align_your_steps --out runs/lab
+
+Grids of 5 to 20 steps: Karras (rho = 7), even in logSNR, even in the time of a flow, those of least KLUB (found with 10
+and with 20 steps, and interpolated in between as in the paper), and those of `grids.fit`; for trained networks and for
+an exact mixture of training images, by two solvers. Grids are found for the network of the first seed, on other noise
+than they are judged on, and used for those of all seeds.
+
+Scores are the FD and, since a better grid is one that comes nearer to the exact solution, the distance per pixel (of a
+range of 2) to the end of `REFERENCE` steps from the same noise.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import diffax as dx
+from diffax import data
+from experiments import workdir as workdirs
+from experiments.generate import class_labels
+from experiments.held_out import everything
+from experiments.lab import protocol
+
+STEPS = (5, 6, 8, 10, 15, 20)
+SOLVERS = ("dpmpp_2m", "default")
+SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
+PILOTS, CLEAN, JUDGED = 64, 128, 256
+"""Noises of grids.fit, images of grids.align_your_steps, and noises that the distance is measured on."""
+REFERENCE = 128
+ALIGNED = (10, 20)
+"""Steps that the bound is minimised for."""
+ROUNDS, ITERATIONS = 6, 100
+"""Of align_your_steps, and of fit."""
+STD = 0.1
+"""Of the components of the exact mixture."""
+
+
+def main() -> None:
+    trained = protocol.runs("align_your_steps", {"network": {}})
+    config = workdirs.read_config(trained[0].workdir)
+    images = everything(workdirs.load_dataset(config, "train"))
+    rec, _ = protocol.parameters(trained[0].workdir, config.train.steps)
+    x0 = data.to_unit(images["image"], rec.levels)
+
+    def network(run: protocol.Run) -> Callable[[Any], dx.Denoiser]:
+        _, params = protocol.parameters(run.workdir, config.train.steps)
+        return lambda label: dx.denoiser(rec.network.apply, params, rec.preconditioning, label)
+
+    exact = dx.gaussian_mixture(x0[:1000], STD)
+    models = {"network": network(trained[0]), "mixture": lambda label: exact}
+    grids = {name: found_for(model, x0, images.get("label"), rec.num_classes) for name, model in models.items()}
+    judged: dict[str, list[Callable]] = {"network": [network(run) for run in trained], "mixture": [models["mixture"]]}
+    distance = {
+        name: [distances(model, grids[name], x0.shape[1:], rec.num_classes) for model in judged[name]]
+        for name in models
+    }
+    found: dict[str, Any] = {"grids": jax.tree.map(np.ndarray.tolist, grids), "distance": {}, "fd": {}}
+    for name, values in distance.items():
+        found["distance"][name] = {key: protocol.mean([value[key] for value in values]) for key in values[0]}
+    for solver in SOLVERS:
+        for grid, by_steps in grids["network"].items():
+            for n, sigmas in by_steps[solver].items():
+                table = f"tabulated({[float(s) for s in sigmas[:-1]]})"
+                scores = (protocol.scored(run, solver=solver, grid=table, steps=n) for run in trained)
+                found["fd"][f"{solver}, {grid}, {n}"] = protocol.over_seeds(scores)
+    protocol.write("align_your_steps", found)
+    protocol.picture("align_your_steps", plot(found))
+
+
+def found_for(model: Callable, x0: Any, label: Any, num_classes: int | None) -> dict[str, dict[str, dict[int, Any]]]:
+    """{grid: {solver: {n: sigmas [n + 1]}}} for a model."""
+    even = {
+        "Karras": dx.schedules.karras(SIGMA_MIN, SIGMA_MAX),
+        "logSNR": dx.schedules.geometric(SIGMA_MIN, SIGMA_MAX),
+        "time": dx.schedules.truncate(dx.schedules.flow(), *(float(-2 * np.log(s)) for s in (SIGMA_MAX, SIGMA_MIN))),
+    }
+    grids: dict[str, dict[str, dict[int, Any]]] = {
+        name: {solver: {n: np.asarray(dx.schedules.sigmas(schedule, n)) for n in STEPS} for solver in SOLVERS}
+        for name, schedule in even.items()
+    }
+    denoise = model(None if label is None else jnp.asarray(label[:CLEAN]))
+    aligned = {}
+    for most in ALIGNED:
+        aligned[most] = dx.grids.align_your_steps(
+            denoise,
+            x0[:CLEAN],
+            most,
+            jax.random.key(0),
+            sigma_min=SIGMA_MIN,
+            sigma_max=SIGMA_MAX,
+            rounds=ROUNDS,
+            final=None,
+        )
+    nearest = {n: min((most for most in ALIGNED if most >= n), default=max(ALIGNED)) for n in STEPS}
+    steps = {n: np.asarray(dx.schedules.sigmas(dx.schedules.tabulated(aligned[nearest[n]]), n)) for n in STEPS}
+    grids["AYS"] = dict.fromkeys(SOLVERS, steps)
+
+    pilots, denoise = noises(1, PILOTS, x0.shape[1:]), model(labels(PILOTS, num_classes))
+    fit = lambda n, solver: dx.grids.fit(denoise, pilots, n, solver=method(solver), iterations=ITERATIONS)
+    grids["fit"] = {solver: {n: fit(n, solver) for n in STEPS} for solver in SOLVERS}
+    return grids
+
+
+def distances(
+    model: Callable, grids: dict[str, Any], shape: tuple[int, ...], num_classes: int | None
+) -> dict[str, float]:
+    """{"solver, grid, n": root mean square distance to the exact ends}."""
+    denoise, x = model(labels(JUDGED, num_classes)), noises(2, JUDGED, shape)
+    ends = lambda solver, sigmas: jax.jit(lambda: dx.sample(denoise, x, sigmas, solver=method(solver)))()
+    exact = ends("default", dx.grids.plain(REFERENCE))
+    return {
+        f"{solver}, {grid}, {n}": float(jnp.sqrt(jnp.mean((ends(solver, sigmas) - exact) ** 2)))
+        for solver in SOLVERS
+        for grid, by_steps in grids.items()
+        for n, sigmas in by_steps[solver].items()
+    }
+
+
+def method(name: str) -> dx.solvers.Solver:
+    return getattr(dx.solvers, name)()
+
+
+def noises(seed: int, count: int, shape: tuple[int, ...]) -> Any:
+    return SIGMA_MAX * jax.random.normal(jax.random.key(seed), (count, *shape))
+
+
+def labels(count: int, num_classes: int | None) -> Any:
+    return None if num_classes is None else jnp.asarray(class_labels(count, num_classes))
+
+
+def plot(found: dict[str, Any]) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(15, 8), layout="constrained")
+    axes = figure.subplots(len(SOLVERS), 3)
+    for solver, (fd, network, mixture) in zip(SOLVERS, axes, strict=True):
+        for grid in found["grids"]["network"]:
+            key = lambda n, solver=solver, grid=grid: f"{solver}, {grid}, {n}"
+            protocol.line(fd, {n: found["fd"][key(n)]["fd"] for n in STEPS}, label=grid)
+            protocol.line(network, {n: found["distance"]["network"][key(n)] for n in STEPS}, label=grid)
+            protocol.line(mixture, {n: found["distance"]["mixture"][key(n)] for n in STEPS}, label=grid)
+        fd.set(ylabel="FD-ENLite0", title=f"networks, {solver}")
+        network.set(ylabel="distance to the exact end", title=f"networks, {solver}")
+        mixture.set(ylabel="distance to the exact end", title=f"exact mixture, {solver}")
+        for ax in (fd, network, mixture):
+            ax.set(xlabel="evaluations", yscale="log")
+            ax.legend(frameon=False)
+    return figure
+
+
+if __name__ == "__main__":
+    protocol.main(main)

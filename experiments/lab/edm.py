@@ -1,0 +1,139 @@
+"""EDM (Karras et al. 2022, arXiv:2206.00364): its ablation, error against evaluations, churn, and two pitfalls.
+
+    python -m experiments.lab.edm --out runs/lab
+
+Rows, as in the paper's table 2, each with its config in `ROWS`:
+  A  the VP recipe of Song et al. 2021 (eps, uniform time), and its sampler: Euler on an even grid of time
+  B  the network of A under EDM's deterministic sampler: Heun on the rho = 7 grid
+  D  and preconditioning
+  E  and the loss: its weight, log-normal levels
+  F  and geometric augmentation, of which the network is told
+(The paper's rows B and C also change hyperparameters and the widths of a network of 56M parameters, which has no
+counterpart here; so that what differs between rows is what they say.)
+
+Written are the FD of each row against the number of evaluations, of the stochastic sampler against its churn, and for
+the pitfalls the loss and the norm of its gradient per noise level: of an input that is not standardised, and of a loss
+that is not scaled.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+import diffax as dx
+from experiments import workdir as workdirs
+from experiments.held_out import everything
+from experiments.lab import protocol
+from experiments.recipe import loss
+
+VP = "truncate(linear_beta(beta_min=0.1, beta_max=20), logsnr_min=-10.05, logsnr_max={})"
+VP_TRAINING, VP_GRID = VP.format(13.8), VP.format(9.1)  # t in [1e-5, 1] and [1e-3, 1]
+KARRAS = "karras(sigma_min=0.002, sigma_max=80, rho=7)"
+
+TRAINED: dict[str, dict[str, str]] = {
+    "A": {"schedule": VP_TRAINING, "preconditioning": "eps()", "weighting": "snr()"},
+    "D": {"schedule": VP_TRAINING, "preconditioning": "edm()", "weighting": "snr()"},
+    "E": {"schedule": "edm()", "preconditioning": "edm()", "weighting": "edm()"},
+    "F": {"schedule": "edm()", "preconditioning": "edm()", "weighting": "edm()", "model.augment": "0.12"},
+}
+ROWS = {  # row -> (the network, its solver, its grid)
+    "A": ("A", "euler", VP_GRID),
+    "B": ("A", "heun", KARRAS),
+    "D": ("D", "heun", KARRAS),
+    "E": ("E", "heun", KARRAS),
+    "F": ("F", "heun", KARRAS),
+}
+LABELS = {
+    "A": "A: VP, Euler on its grid",
+    "B": "B: deterministic sampler of EDM",
+    "D": "D: and preconditioning",
+    "E": "E: and loss",
+    "F": "F: and augmentation",
+}
+NFE = (9, 15, 21, 35, 59, 79)
+MANY = (250, 1000)
+"""Of Euler, for all networks on their own grid."""
+CHURN = (0, 5, 10, 20, 40, 80)
+PITFALLS: dict[str, dict[str, str]] = {
+    "EDM": TRAINED["E"],
+    "input as it is": TRAINED["E"] | {"preconditioning": "score()"},
+    "loss as it is": TRAINED["E"] | {"weighting": "uniform()"},
+}
+LEVELS = np.arange(-9.0, 13.0)
+
+
+def main() -> None:
+    variants = {name: fields for name, fields in (TRAINED | PITFALLS).items() if name != "EDM"}
+    trained = protocol.runs("edm", variants)
+
+    def over_seeds(network: str, **how: Any) -> dict[str, Any]:
+        return protocol.over_seeds(protocol.scored(run, **how) for run in trained if run.variant == network)
+
+    rows = {
+        row: {
+            nfe: over_seeds(network, solver=solver, grid=grid, steps=nfe if solver == "euler" else (nfe + 1) // 2)
+            for nfe in (*NFE, *(MANY if solver == "euler" else ()))
+        }
+        for row, (network, solver, grid) in ROWS.items()
+    }
+    many = {name: over_seeds(name, solver="euler", grid=KARRAS, steps=MANY[-1]) for name in TRAINED}
+    churn = {
+        amount: over_seeds("E", solver=f"edm_stochastic(churn={amount}, s_min=0.05, s_max=50)", grid=KARRAS, steps=18)
+        for amount in CHURN
+    }
+    first = {run.variant: run for run in reversed(trained)}
+    pitfalls = {name: per_level(first["E" if name == "EDM" else name]) for name in PITFALLS}
+    found = {"rows": rows, "euler_1000": many, "churn": churn, "pitfalls": pitfalls}
+    protocol.write("edm", found)
+    protocol.picture("edm", plot(found))
+
+
+def per_level(run: protocol.Run) -> dict[str, Any]:
+    """Of held-out images, per noise level: the loss that a run trains on, and the norm of its gradient, before and
+    after training."""
+    config = workdirs.read_config(run.workdir)
+    rec, trained = protocol.parameters(run.workdir, config.train.steps)
+    batch = {name: values[:256] for name, values in everything(workdirs.load_dataset(config, "test")).items()}
+    key = jax.random.key(protocol.SEED)
+
+    @jax.jit
+    def at(params: Any, low: Array) -> tuple[Array, Array]:
+        inside = rec._replace(schedule=dx.schedules.uniform(low, low + 1))
+        value, grads = jax.value_and_grad(lambda p: loss(inside, train=False)(p, batch, key, jnp.zeros((), int))[0])(
+            params
+        )
+        return value, optax.tree.norm(grads)
+
+    found: dict[str, Any] = {"logsnr": [low + 0.5 for low in LEVELS]}
+    for when, params in (("before", rec.network.init(jax.random.key(run.seed))), ("after", trained)):
+        values = [at(params, low) for low in LEVELS]
+        found[when] = {"loss": [float(v) for v, _ in values], "gradient": [float(g) for _, g in values]}
+    return found
+
+
+def plot(found: dict[str, Any]) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    errors, churn, levels = figure.subplots(1, 3)
+    for row, scores in found["rows"].items():
+        protocol.line(errors, {int(nfe): value["fd"] for nfe, value in scores.items()}, label=LABELS[row])
+    errors.set(xlabel="evaluations", ylabel="FD-ENLite0", xscale="log", yscale="log", title="Ablation")
+    protocol.line(
+        churn, {float(amount): value["fd"] for amount, value in found["churn"].items()}, label="E, 35 evaluations"
+    )
+    churn.set(xlabel="churn", ylabel="FD-ENLite0", title="Stochastic sampler")
+    for name, value in found["pitfalls"].items():
+        levels.plot(value["logsnr"], value["before"]["gradient"], label=name)
+    levels.set(xlabel="logSNR", ylabel="norm of the gradient", yscale="log", title="Before the first step")
+    for ax in (errors, churn, levels):
+        ax.legend(frameon=False)
+    return figure
+
+
+if __name__ == "__main__":
+    protocol.main(main)

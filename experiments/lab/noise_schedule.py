@@ -1,0 +1,107 @@
+"""Hang & Gu 2024 (arXiv:2407.03297): does more training near logSNR = 0 train faster?
+
+    python -m experiments.lab.noise_schedule --out runs/lab
+
+Schedules of training on equal budgets, for three targets (eps, x0, v) with the plain squared error of the target, so
+that the schedule alone says where training looks; scores against the steps trained, and against the scale of guidance.
+All are sampled on one grid, that of the cosine schedule from t = 0.99, as in the paper: what differs is the training.
+
+Besides, for the target v: the scale b of the Laplace density; and "curriculum", a schedule whose noise rises during
+training, which is how the paper is sometimes retold (its abstract describes a static density).
+"""
+
+import itertools
+import math
+from typing import Any
+
+from experiments.lab import protocol
+
+GRID = "truncate(cosine(), logsnr_min=-8.3, logsnr_max=8.3)"
+SCHEDULES = {
+    "cosine": "cosine()",
+    "cosine shifted": "cosine_shifted(mean=1)",
+    "cosine scaled": "cosine_scaled(s=2)",
+    "Laplace": "laplace(scale=0.5)",
+    "Cauchy": "cauchy()",
+    "EDM": "edm()",
+    "flow": "flow()",
+}
+TARGETS = {"v": ("v()", "edm(sigma_data=1)"), "x0": ("x0()", "uniform()"), "eps": ("eps()", "snr()")}
+"""Target -> preconditioning, and the weighting that is the plain squared error of it."""
+SCALES = (0.25, 0.5, 1, 2, 4)
+PARTS = (0.25, 0.5, 0.75, 1.0)
+"""Of the training, after which it is scored."""
+GUIDANCE = (1.0, 1.5, 2.0, 3.0)
+
+
+def main() -> None:
+    target = lambda name: dict(zip(("preconditioning", "weighting"), TARGETS[name], strict=True))
+    variants = {
+        f"{name}, {to}": {"schedule": schedule} | target(to) for to in TARGETS for name, schedule in SCHEDULES.items()
+    }
+    variants |= {f"Laplace {b}": {"schedule": f"laplace(scale={b})"} | target("v") for b in SCALES if b != 0.5}
+    end = protocol.config_of().train.steps
+    rising = f"anneal(laplace(mean=2), laplace(mean=-2), over={end})"
+    variants["curriculum"] = {"schedule": rising} | target("v")
+    often = {"train.checkpoint_every": end // len(PARTS), "train.keep_every": end // len(PARTS)}
+    trained = protocol.runs("noise_schedule", {name: fields | often for name, fields in variants.items()})
+
+    def over_seeds(variant: str, part: float = 1.0, guidance: float = 1.0) -> dict[str, Any]:
+        mine, step = (run for run in trained if run.variant == variant), round(part * end)
+        return protocol.over_seeds(protocol.scored(run, step, grid=GRID, guidance=guidance) for run in mine)
+
+    curves = {name: {part: over_seeds(name, part) for part in PARTS} for name in variants}
+    guidance = {name: {scale: over_seeds(f"{name}, v", guidance=scale) for scale in GUIDANCE} for name in SCHEDULES}
+    shares = sooner(curves["Laplace, v"], curves["cosine, v"])
+    found = {"steps": end, "curves": curves, "guidance": guidance, "sooner": shares}
+    protocol.write("noise_schedule", found)
+    protocol.picture("noise_schedule", plot(found))
+
+
+def sooner(one: dict[float, Any], other: dict[float, Any]) -> dict[str, Any]:
+    """The share of the training after which one has the FD that the other ends with, on lines through the logarithms of
+    what was scored; for each seed, None if it does not get there."""
+    shares: list[float | None] = []
+    for seed, end in enumerate(other[PARTS[-1]]["fd"]["seeds"]):
+        shares.append(first_below([one[part]["fd"]["seeds"][seed] for part in PARTS], end))
+    known = [share for share in shares if share is not None]
+    return {"seeds": shares} | (protocol.mean(known) | {"seeds": shares} if len(known) == len(shares) else {})
+
+
+def first_below(values: list[float], end: float) -> float | None:
+    """Where a curve at PARTS first comes down to `end`."""
+    if values[0] <= end:
+        return PARTS[0]
+    points = list(zip(PARTS, values, strict=True))
+    for (a, left), (b, right) in itertools.pairwise(points):
+        if right <= end:
+            return a + (b - a) * (math.log(left) - math.log(end)) / (math.log(left) - math.log(right))
+    return None
+
+
+def plot(found: dict[str, Any]) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(15, 8), layout="constrained")
+    (*by_target,), (guidance, scales, _) = axes = figure.subplots(2, 3)
+    fd = lambda scores: {float(x): value["fd"] for x, value in scores.items()}
+    for ax, target in zip(by_target, TARGETS, strict=True):
+        for name in SCHEDULES:
+            protocol.line(ax, fd(found["curves"][f"{name}, {target}"]), label=name)
+        ax.set(xlabel="part of the training", ylabel="FD-ENLite0", yscale="log", title=f"target {target}")
+    for name in SCHEDULES:
+        protocol.line(guidance, fd(found["guidance"][name]), label=name)
+    guidance.set(xlabel="guidance", ylabel="FD-ENLite0", title="target v")
+    end = lambda b: found["curves"]["Laplace, v" if b == 0.5 else f"Laplace {b}"][PARTS[-1]]["fd"]
+    protocol.line(scales, {b: end(b) for b in SCALES}, label="Laplace")
+    scales.set(xlabel="scale b", xscale="log", ylabel="FD-ENLite0", title="target v")
+    for name in ("curriculum", "Laplace, v", "cosine, v"):
+        protocol.line(axes[1, 2], fd(found["curves"][name]), label=name)
+    axes[1, 2].set(xlabel="part of the training", yscale="log", title="noise that rises during training")
+    for ax in axes.flat:
+        ax.legend(frameon=False, fontsize=8)
+    return figure
+
+
+if __name__ == "__main__":
+    protocol.main(main)

@@ -1,0 +1,271 @@
+"""How the laboratory trains and scores, in one place for all of its experiments.
+
+Training: a variant is a config; each of its seeds 0, 1, ... is one run of experiments.train, on the same number of
+images for all variants, with the same exponential average. Runs that are done are not done again.
+
+Scoring: `SAMPLES` images of the averaged parameters, of classes that go round, made by `SOLVER` in `STEPS` evaluations
+unless that is what the experiment is about, from the same noise for all, rounded to the data's grey levels, against the
+training images:
+  fd         Frechet distance of features of EfficientNet-lite0 (ImageNet), images enlarged to `SIDE`: FD-ENLite0, which
+             is not comparable with an FID. It is biased by the number of samples, which is why that is one number.
+  kid        kernel distance of the same features, without that bias
+  precision, recall   of the same features, 3 neighbours
+  accuracy   share taken for the class that was asked for, by a classifier of real images
+`floor` is what as many real images score that were not trained on, or fewer if there are not as many.
+
+Given are means over the seeds and their standard errors.
+"""
+
+import functools
+import json
+import math
+import re
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import flags
+
+from diffax import data, metrics
+from diffax.training import checkpoint
+from diffax.training.summary import environment, read_json, write_json
+from experiments import cli, train, variations
+from experiments import workdir as workdirs
+from experiments.generate import class_labels, generate
+from experiments.held_out import everything
+from experiments.recipe import Recipe, sampler
+
+__all__ = [
+    "Run",
+    "config_of",
+    "floor",
+    "folder",
+    "judges",
+    "line",
+    "main",
+    "mean",
+    "over_seeds",
+    "parameters",
+    "picture",
+    "runs",
+    "score",
+    "scored",
+    "seeds",
+    "spell",
+    "write",
+]
+
+SAMPLES = 2000
+SOLVER, GRID, STEPS = "default", "plain", 18
+SIDE = 64
+SEED = 1000
+"""Of the samples."""
+
+OUT = flags.DEFINE_string("out", "runs/lab", "The folder of the runs; results go to OUT/NAME.json and NAME.png.")
+SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each variant, with seeds 0, 1, ...")
+DATA = flags.DEFINE_enum("data", "digits", ["digits", "mnist5k", "fashion_mnist", "emoji"], "And the size, with it.")
+SET = flags.DEFINE_multi_string("set", [], "FIELD=VALUE of the config of all runs, as train.steps=4000.")
+
+
+class Run(NamedTuple):
+    """A trained run: where it is, and how it came to be."""
+
+    workdir: Path
+    variant: str
+    seed: int
+
+
+def seeds() -> range:
+    """The seeds of each variant."""
+    if SEEDS.value < 1:
+        raise ValueError(f"--seeds = {SEEDS.value}: must be at least 1")
+    return range(SEEDS.value)
+
+
+# ---- training -------------------------------------------------------------------------------------------------------
+
+
+def config_of(overrides: Mapping[str, Any] | None = None) -> Any:
+    """experiments/configs/lab.py for --data, with --set and, before these, the overrides of a variant."""
+    if bad := [text for text in SET.value if "=" not in text]:
+        raise ValueError(f"--set = {bad[0]}: must be FIELD=VALUE, as in --set=train.steps=8000")
+    fields = dict(text.split("=", 1) for text in SET.value) | dict(overrides or {})
+    path = f"experiments/configs/lab.py:{DATA.value}"
+    return variations.load(path, {field: str(value) for field, value in fields.items()})
+
+
+def folder(experiment: str, variant: str, seed: int | str) -> Path:
+    """Where a run is."""
+    return Path(OUT.value) / experiment / re.sub(r"[^\w.]+", "-", variant) / str(seed)
+
+
+def runs(experiment: str, variants: Mapping[str, Mapping[str, Any]]) -> list[Run]:
+    """Trains what is not trained yet. Returns the runs of all variants and seeds, in that order.
+
+    variants: name -> overrides of the config, "{seed}" in them standing for the seed. All configs are read before
+    the first run starts.
+    """
+    todo = []
+    for name, overrides in variants.items():
+        for seed in seeds():
+            fields = {field: str(value).replace("{seed}", str(seed)) for field, value in overrides.items()}
+            todo.append((Run(folder(experiment, name, seed), name, seed), config_of(fields | {"seed": seed})))
+    for i, (run, config) in enumerate(todo, start=1):
+        done = run.workdir / "summary.json"
+        if not (done.exists() and read_json(done).get("step") == config.train.steps):
+            print(f"[{i}/{len(todo)}] {experiment}/{run.variant}, seed {run.seed}", flush=True)
+            train.train(config, run.workdir)
+            jax.clear_caches()
+    return [run for run, _ in todo]
+
+
+# ---- scoring --------------------------------------------------------------------------------------------------------
+
+
+class Judges(NamedTuple):
+    """What samples are held against: the real images' features, their moments, a classifier, and the features of images
+    that were not trained on."""
+
+    extractor: metrics.Extractor
+    features: np.ndarray
+    moments: metrics.Moments
+    classifier: metrics.Judge | None
+    held_out: np.ndarray
+
+
+@functools.cache
+def judges(name: str, data_dir: str) -> Judges:
+    """Of a data set, made once."""
+    train_set, test_set = (data.load(name, split, data_dir or None) for split in ("train", "test"))
+    train_images, test_images = everything(train_set), everything(test_set)
+    extractor = metrics.enlite0(size=SIDE)
+    real, held_out = (_features(extractor, part["image"], train_set.levels) for part in (train_images, test_images))
+    classifier = None
+    if train_set.num_classes is not None:
+        classifier = metrics.judge(
+            train_images["image"], train_images["label"], test_images["image"], test_images["label"]
+        )
+    return Judges(extractor, real, metrics.moments(real), classifier, held_out)
+
+
+def score(images: np.ndarray, labels: np.ndarray, levels: int, judge: Judges) -> dict[str, float]:
+    """The scores of images [n, height, width, channels] uint8 in [0, levels - 1], whose labels [n] were asked for."""
+    found = _against(_features(judge.extractor, images, levels), judge)
+    if judge.classifier is not None:
+        found["accuracy"], _ = metrics.accuracy(judge.classifier, images, labels)
+    return found
+
+
+def floor(judge: Judges) -> dict[str, float]:
+    """What real images score, `SAMPLES` of those that were not trained on, or as many as there are."""
+    return _against(judge.held_out[:SAMPLES], judge) | {"images": min(SAMPLES, len(judge.held_out))}
+
+
+def _against(features: np.ndarray, judge: Judges) -> dict[str, float]:
+    quality = metrics.precision_recall(features, judge.features)
+    return {
+        "fd": metrics.frechet_distance(metrics.moments(features), judge.moments),
+        "kid": metrics.kernel_distance(features, judge.features)[0],
+        "precision": quality.precision,
+        "recall": quality.recall,
+    }
+
+
+def _features(extractor: metrics.Extractor, images: np.ndarray, levels: int) -> np.ndarray:
+    return metrics.features(extractor, np.round(images * (255 / (levels - 1))).astype(np.uint8))
+
+
+def scored(run: Run, step: int | None = None, **how: Any) -> dict[str, float]:
+    """The scores of a run at a step that it kept (the last), kept beside it. how: solver, grid, steps or guidance,
+    where they are not the protocol's."""
+    config = workdirs.read_config(run.workdir)
+    step = config.train.steps if step is None else step
+    how = {"solver": SOLVER, "grid": GRID, "steps": STEPS, "guidance": 1.0} | how
+    what = json.dumps({"step": step, "samples": SAMPLES, "side": SIDE, **how}, sort_keys=True)
+    path = run.workdir / "scores.json"
+    kept = read_json(path) if path.exists() else {}
+    if what not in kept:
+        rec, params = parameters(run.workdir, step)
+        labels = class_labels(SAMPLES, rec.num_classes)
+        images = generate(
+            sampler(rec, **how),
+            params,
+            jax.random.key(SEED),
+            labels,
+            workdirs.mesh_of(config),
+            batch_size=500,
+            progress=False,
+        )
+        kept[what] = score(images, labels, rec.levels, judges(config.data.name, config.data.dir))
+        write_json(path, kept)
+    return kept[what]
+
+
+def parameters(workdir: Path, step: int) -> tuple[Recipe, Any]:
+    """The recipe of a run and its averaged parameters at a step of which it kept a checkpoint."""
+    config = workdirs.read_config(workdir)
+    rec = workdirs.recipe(config, workdirs.load_dataset(config, "train"))
+    like = workdirs.parameters(rec, workdirs.mesh_of(config))
+    return rec, checkpoint.read(workdir / "checkpoints", step, {"ema": like}).items["ema"]
+
+
+# ---- what is told ---------------------------------------------------------------------------------------------------
+
+
+def over_seeds(values: Iterable[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
+    """{score: {"mean", "standard_error", "seeds"}} of the scores of several seeds."""
+    rows = list(values)
+    return {name: mean([row[name] for row in rows]) for name in rows[0]}
+
+
+def mean(values: Sequence[float]) -> dict[str, Any]:
+    """The mean of values of several seeds, its standard error (None of one seed), and the values."""
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return {"mean": statistics.mean(values), "standard_error": error, "seeds": list(values)}
+
+
+def spell(value: Mapping[str, Any]) -> str:
+    """ "12.3 ± 0.4"."""
+    error = value["standard_error"]
+    return f"{value['mean']:.4g}" + ("" if error is None else f" ± {error:.2g}")
+
+
+def write(experiment: str, found: Mapping[str, Any]) -> Path:
+    """OUT/EXPERIMENT.json: what was found, how it was scored, and on what."""
+    protocol = {"samples": SAMPLES, "solver": SOLVER, "grid": GRID, "steps": STEPS, "features": f"ENLite0@{SIDE}"}
+    path = Path(OUT.value) / f"{experiment}.json"
+    write_json(
+        path, {"data": DATA.value, "seeds": SEEDS.value, "protocol": protocol, **found} | {"environment": environment()}
+    )
+    print(path)
+    return path
+
+
+def picture(experiment: str, figure: Any) -> None:
+    """OUT/EXPERIMENT.png, of a matplotlib figure."""
+    path = Path(OUT.value) / f"{experiment}.png"
+    figure.savefig(path, dpi=110)
+    print(path)
+
+
+def line(ax: Any, points: Mapping[float, Mapping[str, Any]], *, label: str, **how: Any) -> None:
+    """Means over the seeds, with bars of one standard error, along a matplotlib axis."""
+    errors = [value["standard_error"] or 0 for value in points.values()]
+    ax.errorbar(
+        list(points),
+        [value["mean"] for value in points.values()],
+        errors,
+        marker="o",
+        ms=3,
+        capsize=2,
+        label=label,
+        **how,
+    )
+
+
+def main(body: Callable[[], None]) -> None:
+    """Runs an experiment as a command."""
+    cli.run(body)
