@@ -20,6 +20,7 @@ from diffax import (
     preconditioning,
     schedules,
     solvers,
+    variational,
     weightings,
 )
 from diffax.denoiser import Denoiser, denoiser, gaussian_mixture
@@ -45,5 +46,6 @@ __all__ = [
     "sample",
     "schedules",
     "solvers",
+    "variational",
     "weightings",
 ]
