@@ -127,8 +127,8 @@ def propagate(field: ArrayLike, distance: float, *, wavelength: float, pixel: fl
     """
     field = jnp.asarray(field)
     transfer = propagation((field.shape[-3], field.shape[-2]), distance, wavelength=wavelength, pixel=pixel)
-    transfer = jnp.asarray(transfer, jnp.promote_types(field.dtype, jnp.complex64))
-    return jnp.fft.ifft2(jnp.fft.fft2(field, axes=(-3, -2)) * transfer[..., None], axes=(-3, -2))
+    factors = jnp.asarray(transfer, jnp.promote_types(field.dtype, jnp.complex64))[..., None]
+    return jnp.fft.ifft2(jnp.fft.fft2(field, axes=(-3, -2)) * factors, axes=(-3, -2))
 
 
 def defocused(phase: ArrayLike, distances: tuple[float, ...], *, wavelength: float, pixel: float = 1.0) -> Array:

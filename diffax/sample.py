@@ -72,7 +72,7 @@ def sample(
     sigmas, to_zero = _grid(sigmas, x.shape, to_zero)
     if solver.stochastic and isinstance(sigmas, np.ndarray) and (sigmas[0] < sigmas[-1]).any():
         raise ValueError("sigmas ascend: only deterministic solvers lead from data to noise")
-    if sigmas.ndim > 2 and solver.nfe(1) is None:
+    if np.ndim(sigmas) > 2 and solver.nfe(1) is None:
         raise ValueError(
             "sigmas are per pixel: the solver must take the steps of the grid, not its own as adaptive does"
         )

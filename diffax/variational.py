@@ -14,7 +14,7 @@ through everything in it, as the authors' code does. Each term has its part:
 
 | term | moves the schedule |
 |---|---|
-| the unweighted error | to where it is small. du is the weight of a noise level, so easy levels are taken more often: to noise |
+| the unweighted error | to where it is small: u is even, so the schedule itself is the weight of a level. To noise |
 | L_prior = KL(N(alpha x_0, sigma_t^2) || N(0, 1)) at u = 1 | its noisy end to alpha = 0, where sampling starts |
 | L_gamma = 1e-3 (d^2 alpha^2 / du^2)^2 | to alpha^2 even in u: without it the others would spend all of u in noise |
 
