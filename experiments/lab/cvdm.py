@@ -58,6 +58,10 @@ def main() -> None:
             raise ValueError(f"--{name} = {value}: must be at least 1")
     if DRAWS.value < 2 or SAMPLING.value < 2:
         raise ValueError(f"--draws = {DRAWS.value}, --sampling_steps = {SAMPLING.value}: must be at least 2")
+    known = [*restoration.FIXED, *restoration.LEARNED]
+    unknown = [name for name in SCHEDULES.value if name not in known]
+    if unknown or not SCHEDULES.value:
+        raise ValueError(f"--schedules = {','.join(unknown)}: must be some of {', '.join(known)}")
     with cli.field("--"):
         train, test = microscopy.pairs(microscopy.TASKS[TASK.value](), size=SIZE.value, test=TEST.value)
     settings = {flag.name: flag.value for flag in (STEPS, BATCH, CHANNELS, SIZE, TEST, DRAWS, SAMPLING)}
