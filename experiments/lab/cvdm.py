@@ -34,13 +34,13 @@ from experiments.lab.microscopy import Pairs
 OUT = flags.DEFINE_string("out", "runs/lab", "The folder of the results.")
 TASK = flags.DEFINE_enum("task", "superresolution", list(microscopy.TASKS), "The inverse problem.")
 SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each schedule, with seeds 0, 1, ...")
-STEPS = flags.DEFINE_integer("steps", 1000, "Training steps of a run.")
+STEPS = flags.DEFINE_integer("steps", 800, "Training steps of a run.")
 BATCH = flags.DEFINE_integer("batch_size", 16, "Patches a step.")
 CHANNELS = flags.DEFINE_integer("channels", 16, "Width of the network at full resolution.")
 SIZE = flags.DEFINE_integer("size", 32, "Side of a patch in pixels.")
-TEST = flags.DEFINE_integer("test", 48, "Patches that are restored.")
+TEST = flags.DEFINE_integer("test", 32, "Patches that are restored.")
 DRAWS = flags.DEFINE_integer("draws", 9, "Draws of the posterior of each.")
-SAMPLING = flags.DEFINE_integer("sampling_steps", 32, "Evaluations of the network for a draw.")
+SAMPLING = flags.DEFINE_integer("sampling_steps", 16, "Evaluations of the network for a draw.")
 SCHEDULES = flags.DEFINE_list(
     "schedules", [*restoration.FIXED, *restoration.LEARNED], "Which of the schedules to train with, all by default."
 )

@@ -5,8 +5,10 @@ of its input, and its mean over the pixels the embedded one. It predicts v and i
 (Salimans & Ho 2022), which unlike the eps of CVDM says something at pure noise too, where restoration begins.
 
 A learned schedule is alpha^2 = exp(-rate m(u)), m a monotone network of u, and rate > 0 one number ("learned") or a
-small convolutional network of the measurement ("learned per pixel"), trained by `dx.variational.conditional`. Sampling
-is ancestral, at even u of the schedule that was trained on, fixed or learned; pixels then go down their own levels.
+small convolutional network of the measurement ("learned per pixel"), trained by `dx.variational.conditional`. Draws are
+made at even u of the schedule that was trained on, fixed or learned, each pixel going down its own levels; by the
+default solver, since the authors' ancestral one loses a fifth of a posterior's spread in as few steps, whatever the
+model.
 """
 
 import functools
@@ -209,14 +211,13 @@ def posterior(model: Model, steps: int) -> Callable[[Any, Array, Array], Array]:
 
     @jax.jit
     def draw(params: Any, measured: Array, key: Array) -> Array:
-        start_key, solver_key = jax.random.split(key)
         logsnr = levels(model, params, measured, steps)
         sigmas = dx.schedules.sigma_from_logsnr(logsnr)
         sigmas = jnp.concatenate([sigmas, 0 * sigmas[:1]])
         shape = (*measured.shape[1:-1], 1)
-        x = sigmas[0] * dx.noise.normal(start_key, jnp.arange(len(measured)), shape)
+        x = sigmas[0] * dx.noise.normal(key, jnp.arange(len(measured)), shape)
         denoise = dx.denoiser(model.apply, params["network"], _PRECONDITIONING, measured)
-        return dx.sample(denoise, x, sigmas, solver=dx.solvers.ancestral(), key=solver_key)
+        return dx.sample(denoise, x, sigmas)
 
     return draw
 

@@ -89,18 +89,18 @@ def small(variant):
     return restoration.model(variant, (16, 16, 1), 2, channels=4)
 
 
-@pytest.mark.parametrize("variant", ["linear", *restoration.LEARNED])
+@pytest.mark.parametrize("variant", restoration.LEARNED)
 def test_the_loss_trains_the_network_and_the_schedule(variant):
     model = small(variant)
     params = model.init(jax.random.key(0))
     loss = lambda params: model.loss(params, BATCH, jax.random.key(1), jnp.zeros((), int))[0]
     value, grads = jax.jit(jax.value_and_grad(loss))(params)
     assert np.isfinite(value)
-    assert set(params) == {"network"} | ({"monotone", "rate"} if variant in restoration.LEARNED else set())
+    assert set(params) == {"network", "monotone", "rate"}
     for name, part in grads.items():
         assert any(np.abs(g).max() > 0 for g in jax.tree.leaves(part)), name
     logsnr = restoration.levels(model, params, BATCH["measured"], 5)
-    shape = {"linear": (), "learned": (4, 1, 1, 1), "learned per pixel": (4, 16, 16, 1)}[variant]
+    shape = {"learned": (4, 1, 1, 1), "learned per pixel": (4, 16, 16, 1)}[variant]
     assert logsnr.shape == (5, *shape) and (np.diff(logsnr, axis=0) > 0).all()
     np.testing.assert_allclose(logsnr[0], -10, atol=0.1)  # all of them begin in the same noise
     if variant == "learned per pixel":
@@ -142,7 +142,7 @@ def test_draws_of_an_exact_model_are_those_of_its_posterior(per_pixel):
     draw = restoration.posterior(model, 80)
     samples = np.stack([draw({"network": None}, measured, key) for key in jax.random.split(jax.random.key(0), 9)])
     assert (samples - measured).mean() == pytest.approx(0, abs=0.01)
-    assert (samples - measured).std() == pytest.approx(0.3, rel=0.04)
+    assert (samples - measured).std() == pytest.approx(0.3, rel=0.03)
     scores = restoration.scores(samples, truth)
     assert scores["spread_skill"] == pytest.approx(1, abs=0.05) and scores["coverage_60"] == pytest.approx(
         0.6, abs=0.03
