@@ -7,8 +7,8 @@ of its input, and its mean over the pixels the embedded one. It predicts v and i
 A learned schedule is alpha^2 = exp(-rate m(u)), m a monotone network of u, and rate > 0 one number ("learned") or a
 small convolutional network of the measurement ("learned per pixel"), trained by `dx.variational.conditional`. Draws are
 made at even u of the schedule that was trained on, fixed or learned, each pixel going down its own levels; by the
-default solver, since the authors' ancestral one loses a fifth of a posterior's spread in as few steps, whatever the
-model.
+default solver, since the authors' ancestral one loses a fifth or more of a posterior's spread in as few steps, also
+where the model is exact.
 """
 
 import functools
