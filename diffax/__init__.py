@@ -16,10 +16,12 @@ from diffax import (
     likelihood,
     losses,
     noise,
+    optics,
     plot,
     preconditioning,
     schedules,
     solvers,
+    variational,
     weightings,
 )
 from diffax.denoiser import Denoiser, denoiser, gaussian_mixture
@@ -40,10 +42,12 @@ __all__ = [
     "likelihood",
     "losses",
     "noise",
+    "optics",
     "plot",
     "preconditioning",
     "sample",
     "schedules",
     "solvers",
+    "variational",
     "weightings",
 ]

@@ -27,10 +27,12 @@ def denoiser(apply: Callable[..., Array], params: Any, preconditioning: Precondi
     """D(x, sigma) = c_skip x + c_out F(c_in x, c_noise) from a network F = apply(params, x, c_noise, cond).
 
     The result has the dtype of x: coefficients and sums stay in float32 or better also when F computes in bfloat16.
+    A sigma per pixel, [batch, ...] with the axes of x, reaches apply as a c_noise of that shape.
     """
 
     def denoise(x: Array, sigma: ArrayLike) -> Array:
-        sigma = jnp.broadcast_to(at_least_float32(sigma), x.shape[:1])
+        sigma = at_least_float32(sigma)
+        sigma = jnp.broadcast_to(sigma, x.shape[:1]) if sigma.ndim < 2 else sigma
         c = preconditioning(logsnr_from_sigma(sigma))
         output = apply(params, per_sample(c.c_in, x) * x, c.c_noise, cond)
         return (per_sample(c.c_skip, x) * x + per_sample(c.c_out, x) * output).astype(x.dtype)

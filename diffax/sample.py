@@ -34,11 +34,14 @@ def sample(
     in which the denoiser is compiled once.
 
     Args:
-      denoise: denoise(x, sigma) -> x0; sees sigma as a scalar, or as [batch] where the sigmas are per sample.
+      denoise: denoise(x, sigma) -> x0; sees sigma as a scalar, or as [batch] where the sigmas are per sample, or
+        [batch, ...] where they are per pixel.
       x: the start, [batch, ...] at noise level sigmas[0], e.g. sigmas[0] * normal. Held in float32 or better.
       sigmas: [n + 1] or [n + 1, batch], strictly descending to a last one >= 0; `dx.schedules.sigmas` and `dx.grids`
         make them. Or strictly ascending from a first one > 0, to find the noise of an image (deterministic solvers).
-        Concrete values are checked and give float64 coefficients.
+        Concrete values are checked and give float64 coefficients. Where each pixel has levels of its own,
+        [n + 1, batch, ...] with the axes of x, each as long as that of x or 1; all pixels go down together, step by
+        step (not with `solvers.adaptive`).
       solver: the method, `dx.solvers.default()` if it is not given.
       key: randomness for stochastic solvers; the deterministic ones do without.
       index: [batch] int, the samples' numbers; 0, 1, ... by default. Sample i draws from fold_in(key, index[i]) alone,
@@ -66,9 +69,13 @@ def sample(
         raise ValueError(f"index has shape {index.shape}: must be [batch] = {x.shape[:1]}")
     if not jnp.issubdtype(index.dtype, jnp.integer):
         raise ValueError(f"index is of {index.dtype}: must be integers")
-    sigmas, to_zero = _grid(sigmas, x.shape[0], to_zero)
+    sigmas, to_zero = _grid(sigmas, x.shape, to_zero)
     if solver.stochastic and isinstance(sigmas, np.ndarray) and (sigmas[0] < sigmas[-1]).any():
         raise ValueError("sigmas ascend: only deterministic solvers lead from data to noise")
+    if np.ndim(sigmas) > 2 and solver.nfe(1) is None:
+        raise ValueError(
+            "sigmas are per pixel: the solver must take the steps of the grid, not its own as adaptive does"
+        )
     rows = solver.rows(sigmas, to_zero)
     ends = rows.ends
     # A table of numbers, so compile time does not grow with n and the denoiser is compiled once.
@@ -109,11 +116,17 @@ def _report(finite: Array, sigma: Array, ends: np.ndarray | None) -> None:
         )
 
 
-def _grid(sigmas: Any, batch: int, to_zero: bool) -> tuple[Any, bool]:
+def _grid(sigmas: Any, shape: tuple[int, ...], to_zero: bool) -> tuple[Any, bool]:
     """The sigmas, in numpy float64 where they are concrete, and whether they end at 0."""
     sigmas = np.asarray(sigmas, np.float64) if _check.concrete(sigmas) else at_least_float32(sigmas)
-    if sigmas.ndim not in (1, 2) or sigmas.shape[0] < 2 or sigmas.shape[1:] not in ((), (batch,)):
-        raise ValueError(f"sigmas has shape {sigmas.shape}: must be [n + 1] or [n + 1, batch = {batch}] with n >= 1")
+    batch, each = shape[0], sigmas.shape[1:]
+    per_pixel = len(each) == len(shape) and each[0] == batch
+    per_pixel = per_pixel and all(a in (1, b) for a, b in zip(each, shape, strict=True))
+    if sigmas.ndim < 1 or sigmas.shape[0] < 2 or not (each in ((), (batch,)) or per_pixel):
+        raise ValueError(
+            f"sigmas has shape {sigmas.shape}: must be [n + 1] or [n + 1, batch = {batch}] with n >= 1, or per pixel "
+            f"[n + 1, ...] with the axes {shape} of x"
+        )
     if isinstance(sigmas, np.ndarray):
         steps = np.diff(sigmas, axis=0)
         descending, ascending = (steps < 0).all(), (steps > 0).all() and (sigmas > 0).all()

@@ -179,6 +179,26 @@ def test_per_sample_sigmas(name):
         np.testing.assert_allclose(both[:, i], alone[:, 0], atol=1e-5)
 
 
+@pytest.mark.parametrize("traced", [False, True])
+@each_solver
+def test_per_pixel_sigmas(name, traced):
+    """Pixels that do not see one another are samples of their own; channels may share their levels."""
+    one = dx.gaussian_mixture(means=np.array([[-1.0], [1.0]]), std=0.3)  # of a number
+
+    def apart(x, sigma):
+        assert sigma.shape == (2, 3, 1)
+        sigma = jnp.broadcast_to(sigma, x.shape).reshape(-1)
+        return one(x.reshape(-1, 1), sigma).reshape(x.shape)
+
+    x = np.float32(5 * np.random.default_rng(0).normal(size=(2, 3, 2)))
+    sigmas = np.stack([grid(5, high) for high in (5, 6, 7, 8, 9, 10)], 1).reshape(6, 2, 3, 1)
+    solve = lambda sigmas: dx.sample(apart, x, sigmas, solver=SOLVERS[name])
+    each = np.broadcast_to(sigmas, (6, 2, 3, 2)).reshape(6, -1)
+    alone = dx.sample(one, x.reshape(-1, 1), each, solver=SOLVERS[name])
+    got = jax.jit(solve)(jnp.asarray(sigmas)) if traced else solve(sigmas)
+    np.testing.assert_allclose(np.reshape(got, (-1, 1)), alone, atol=2e-4 if traced else 1e-5)
+
+
 @each_solver
 def test_a_sample_does_not_depend_on_its_batch(name):
     x, sigmas = start(6), grid(8)
@@ -232,6 +252,7 @@ def test_check_is_refused_under_jit():
 
 
 NOISY = S.euler()._replace(stochastic=True)
+PER_PIXEL = np.array([2.0, 1.0, 0.0]).reshape(3, 1, 1) * np.ones((3, 2, 3))
 
 
 @pytest.mark.parametrize(
@@ -247,7 +268,9 @@ NOISY = S.euler()._replace(stochastic=True)
         ({"sigmas": [2.0]}, "shape (1,)"),
         ({"sigmas": 2.0}, "shape ()"),
         ({"sigmas": np.ones((3, 5))}, "shape (3, 5): must be [n + 1] or [n + 1, batch = 2]"),
-        ({"sigmas": np.ones((3, 2, 1))}, "shape (3, 2, 1)"),
+        ({"sigmas": np.ones((3, 2, 4))}, "shape (3, 2, 4): must be [n + 1] or [n + 1, batch = 2]"),
+        ({"sigmas": np.ones((3, 1, 3))}, "or per pixel [n + 1, ...] with the axes (2, 3) of x"),
+        ({"sigmas": PER_PIXEL, "solver": S.adaptive()}, "sigmas are per pixel: the solver must take the steps"),
         ({"sigmas": np.array([[2.0, 2.0], [0.0, 1.0]])}, "for every sample or for none"),
         ({"sigmas": np.array([[2.0, 1.0], [1.0, 2.0]])}, "strictly descending"),
         ({"solver": "heun"}, "solver = 'heun'"),

@@ -44,12 +44,13 @@ def learned_init(key: Array, *, units: int = 64, logsnr_min: float = -10.0, logs
     if units < 1:
         raise ValueError(f"units = {units}: must be at least 1")
     _check.less("logsnr_min", logsnr_min, "logsnr_max", logsnr_max)
+    kind = jnp.float32  # said, for a number of Python is weakly typed, and a train step would be compiled once more
     return Monotone(
-        linear=jnp.asarray(jnp.log(jnp.expm1(1.0))),  # softplus gives 1
-        height=jnp.full(units, -6.0),  # and nearly 0
-        width=jnp.full(units, jnp.log(jnp.expm1(10.0))),
+        linear=jnp.asarray(jnp.log(jnp.expm1(1.0)), kind),  # softplus gives 1
+        height=jnp.full(units, -6.0, kind),  # and nearly 0
+        width=jnp.full(units, jnp.log(jnp.expm1(10.0)), kind),
         centre=jax.random.uniform(key, (units,)),
-        ends=jnp.array([logsnr_max, logsnr_min]),
+        ends=jnp.array([logsnr_max, logsnr_min], kind),
     )
 
 

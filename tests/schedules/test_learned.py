@@ -33,6 +33,11 @@ def test_it_begins_nearly_uniform():
     np.testing.assert_allclose(S.learned(S.learned_init(jax.random.key(0)))(U), 10 - 20 * U, atol=0.4)
 
 
+def test_its_parameters_have_the_type_that_an_update_gives_them():
+    """A weak type would become a strong one in the first train step, which is then compiled twice."""
+    assert not any(p.weak_type or p.dtype != jnp.float32 for p in S.learned_init(jax.random.key(0)))
+
+
 def test_gradient_descent_finds_a_known_schedule():
     """Fit the parameters to the cosine schedule: their gradients do what they should."""
     wanted = S.truncate(S.cosine(), -8, 8)

@@ -1,0 +1,90 @@
+"""The loss that learns a schedule: its terms in float64, and the schedule it finds where that has a closed form."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import diffax as dx
+
+S = dx.schedules
+KEY = jax.random.key(0)
+X0 = np.float32(np.random.default_rng(0).normal(size=(6, 4, 4, 1)))
+
+
+def exact(params, x, c_noise, cond):
+    """E[n | x_t] = sigma_t x_t for unit normal data; c_noise is log(sigma) / 4 = -logsnr / 8."""
+    sigma_t = jnp.sqrt(jax.nn.sigmoid(8 * c_noise))
+    return sigma_t.reshape(sigma_t.shape + (1,) * (x.ndim - sigma_t.ndim)) * x
+
+
+def test_the_terms_add_up():
+    rate = jnp.linspace(1.0, 6.0, 6 * 16).reshape(6, 4, 4, 1)
+    schedule = S.per_pixel(S.learned_init(KEY)._replace(height=jnp.full(64, -40.0)), rate, floor=0.0)  # T(u) = u
+    half = lambda key, n: jnp.full(n, 0.5)
+    total, aux = dx.variational.conditional(exact, None, KEY, X0, schedule=schedule, draw=half)
+    bare, _ = dx.variational.conditional(
+        exact, None, KEY, X0, schedule=schedule, draw=half, prior_weight=0.0, curvature_weight=0.0
+    )
+    assert bare == pytest.approx(float(aux.loss.mean()), rel=1e-6)
+    r, x = np.float64(rate), np.float64(X0)
+    end = np.exp(-r)  # alpha^2 at u = 1
+    kl = (end * x**2 + (1 - end) - 1 - np.log(1 - end)) / 2
+    curvature = (r**2 * np.exp(-r / 2)) ** 2
+    assert float(total - bare) == pytest.approx(2 * kl.mean() + 2e-3 * curvature.mean(), rel=1e-4)
+    np.testing.assert_allclose(dx.variational.prior(schedule, X0), kl.mean((1, 2, 3)), rtol=1e-4)
+
+
+def test_the_prior_term_keeps_its_digits_far_out_in_the_noise():
+    schedule = S.uniform(-14.0, 8.0)
+    end = 1 / (1 + np.exp(14.0))
+    kl = (end * np.float64(X0) ** 2 + (1 - end) - 1 - np.log1p(-end)) / 2
+    np.testing.assert_allclose(dx.variational.prior(schedule, X0), kl.mean((1, 2, 3)), rtol=1e-4)
+
+
+def test_the_error_is_that_of_the_denoising_loss():
+    """With v-prediction and a schedule of the whole sample too."""
+    kind = dict(schedule=S.truncate(S.cosine(), -8, 8), preconditioning=dx.preconditioning.v())
+    _, aux = dx.variational.conditional(exact, None, KEY, X0, **kind)
+    weighting = dx.weightings.target(dx.preconditioning.v())
+    _, same = dx.losses.denoising(exact, None, jax.random.split(KEY)[0], X0, weighting=weighting, **kind)
+    np.testing.assert_array_equal(aux.loss, same.loss)
+
+
+def learn(weight, steps, rate=2.0):
+    """alpha^2 at 101 levels, learned from unit normal data with the exact network."""
+    x0 = jax.random.normal(KEY, (256, 64))
+    optimizer = optax.adam(optax.cosine_decay_schedule(0.05, steps))
+
+    def loss(params, key):
+        schedule = S.per_pixel(params, jnp.full((256, 1), rate))
+        return dx.variational.conditional(
+            exact, None, key, x0, schedule=schedule, prior_weight=0.0, curvature_weight=weight
+        )[0]
+
+    def step(carry, i):
+        params, moments = carry
+        updates, moments = optimizer.update(jax.grad(loss)(params, jax.random.fold_in(KEY, i)), moments)
+        return (optax.apply_updates(params, updates), moments), None
+
+    params = S.learned_init(KEY)
+    (params, _), _ = jax.jit(lambda c: jax.lax.scan(step, c, jnp.arange(steps)))((params, optimizer.init(params)))
+    u = jnp.linspace(0, 1, 101)
+    return np.asarray(u), np.asarray(jax.nn.sigmoid(jax.vmap(S.per_pixel(params, jnp.float32([rate])))(u)))[:, 0]
+
+
+@pytest.mark.parametrize("weight", [0.1, 0.03])
+def test_the_learned_schedule_is_a_loaded_beam(weight):
+    """The least of int alpha^2 + w (d^2 alpha^2 / du^2)^2 du between alpha^2 = 1 and e = exp(-rate) has a fourth
+    derivative -1 / (2 w) and no curvature at its ends: 1 - (1 - e) u - (u^4 - 2 u^3 + u) / (48 w), if that falls."""
+    u, signal = learn(weight, 250)
+    straight = 1 - (1 - np.exp(-2.0)) * u
+    beam = straight - (u**4 - 2 * u**3 + u) / (48 * weight)
+    np.testing.assert_allclose(signal, beam, atol=0.01)
+    assert np.abs(beam - straight).max() > 0.06
+
+
+def test_without_the_regulariser_all_of_u_goes_to_noise():
+    u, signal = learn(0.0, 150, rate=10.0)
+    assert signal[u >= 0.2].max() < 0.05
