@@ -23,7 +23,7 @@ from diffax import data
 from experiments import workdir as workdirs
 from experiments.generate import class_labels
 from experiments.held_out import everything
-from experiments.lab import protocol
+from experiments.lab import protocol, results
 
 STEPS = (5, 6, 8, 10, 15, 20)
 SOLVERS = ("dpmpp_2m", "default")
@@ -60,15 +60,15 @@ def main() -> None:
     }
     found: dict[str, Any] = {"grids": jax.tree.map(np.ndarray.tolist, grids), "distance": {}, "fd": {}}
     for name, values in distance.items():
-        found["distance"][name] = {key: protocol.mean([value[key] for value in values]) for key in values[0]}
+        found["distance"][name] = {key: results.mean([value[key] for value in values]) for key in values[0]}
     for solver in SOLVERS:
         for grid, by_steps in grids["network"].items():
             for n, sigmas in by_steps[solver].items():
                 table = f"tabulated({[float(s) for s in sigmas[:-1]]})"
                 scores = (protocol.scored(run, solver=solver, grid=table, steps=n) for run in trained)
-                found["fd"][f"{solver}, {grid}, {n}"] = protocol.over_seeds(scores)
+                found["fd"][f"{solver}, {grid}, {n}"] = results.over_seeds(scores)
     protocol.write("align_your_steps", found)
-    protocol.picture("align_your_steps", plot(found))
+    results.picture("align_your_steps", plot(found))
 
 
 def found_for(model: Callable, x0: Any, label: Any, num_classes: int | None) -> dict[str, dict[str, dict[int, Any]]]:
@@ -136,13 +136,13 @@ def plot(found: dict[str, Any]) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(15, 8), layout="constrained")
-    axes = figure.subplots(len(SOLVERS), 3)
+    axes = figure.subplots(len(SOLVERS), 3, squeeze=False)
     for solver, (fd, network, mixture) in zip(SOLVERS, axes, strict=True):
         for grid in found["grids"]["network"]:
             key = lambda n, solver=solver, grid=grid: f"{solver}, {grid}, {n}"
-            protocol.line(fd, {n: found["fd"][key(n)]["fd"] for n in STEPS}, label=grid)
-            protocol.line(network, {n: found["distance"]["network"][key(n)] for n in STEPS}, label=grid)
-            protocol.line(mixture, {n: found["distance"]["mixture"][key(n)] for n in STEPS}, label=grid)
+            results.line(fd, {n: found["fd"][key(n)]["fd"] for n in STEPS}, label=grid)
+            results.line(network, {n: found["distance"]["network"][key(n)] for n in STEPS}, label=grid)
+            results.line(mixture, {n: found["distance"]["mixture"][key(n)] for n in STEPS}, label=grid)
         fd.set(ylabel="FD-ENLite0", title=f"networks, {solver}")
         network.set(ylabel="distance to the exact end", title=f"networks, {solver}")
         mixture.set(ylabel="distance to the exact end", title=f"exact mixture, {solver}")
@@ -153,4 +153,4 @@ def plot(found: dict[str, Any]) -> Any:
 
 
 if __name__ == "__main__":
-    protocol.main(main)
+    results.main(main)

@@ -20,7 +20,7 @@ number and 30.5 for polynomial and sinusoidal: what can be compared is the order
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.lab import protocol
+from experiments.lab import protocol, results
 
 PAIRS = {"log-normal": ("edm(p_mean=-1.1, p_std=2.0)", 0), "polynomial": ("polynomial(power=4)", 1)}
 CURRICULA = {
@@ -37,14 +37,14 @@ def main() -> None:
     runs = protocol.runs("consistency", variants(config.train.steps))
 
     def over_seeds(variant: str, steps: int) -> dict[str, Any]:
-        return protocol.over_seeds(protocol.scored(run, steps=steps) for run in runs if run.variant == variant)
+        return results.over_seeds(protocol.scored(run, steps=steps) for run in runs if run.variant == variant)
 
     names = dict.fromkeys(run.variant for run in runs if run.variant != "teacher")
     scores = {name: {steps: over_seeds(name, steps) for steps in EVALUATIONS} for name in names}
     found = {"images": config.train.steps * config.train.batch_size, "variants": scores}
     print(table(found))
     protocol.write("consistency", found)
-    protocol.picture("consistency", plot(found))
+    results.picture("consistency", plot(found))
 
 
 def variants(steps: int) -> dict[str, dict[str, Any]]:
@@ -84,7 +84,7 @@ def table(found: Mapping[str, Any]) -> str:
     lines = [f"{'FD-ENLite0':32} {'1 step':>16} {'2 steps':>16}"]
     for variant, by_steps in found["variants"].items():
         cells = (by_steps[steps]["fd"] for steps in EVALUATIONS)
-        lines.append(f"{variant:32} " + " ".join(f"{protocol.spell(cell):>16}" for cell in cells))
+        lines.append(f"{variant:32} " + " ".join(f"{results.spell(cell):>16}" for cell in cells))
     return "\n".join(lines)
 
 
@@ -110,4 +110,4 @@ def plot(found: Mapping[str, Any]) -> Any:
 
 
 if __name__ == "__main__":
-    protocol.main(main)
+    results.main(main)

@@ -12,7 +12,6 @@ picked with hindsight for each score, by more than the standard error of the dif
 shows the schedules and one row of images. What is done already, in OUT/cvdm_TASK, is not done again.
 """
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,14 +25,12 @@ from tqdm import tqdm
 
 from diffax import metrics
 from diffax.training import sharding
-from diffax.training.summary import environment, read_json, write_json
+from diffax.training.summary import read_json, write_json
 from experiments import cli
-from experiments.lab import microscopy, restoration
+from experiments.lab import microscopy, restoration, results
 from experiments.lab.microscopy import Pairs
 
-OUT = flags.DEFINE_string("out", "runs/lab", "The folder of the results.")
 TASK = flags.DEFINE_enum("task", "superresolution", list(microscopy.TASKS), "The inverse problem.")
-SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each schedule, with seeds 0, 1, ...")
 STEPS = flags.DEFINE_integer("steps", 800, "Training steps of a run.")
 BATCH = flags.DEFINE_integer("batch_size", 16, "Patches a step.")
 CHANNELS = flags.DEFINE_integer("channels", 16, "Width of the network at full resolution.")
@@ -53,7 +50,7 @@ _SEED = 1000
 
 
 def main() -> None:
-    for name, value in (("seeds", SEEDS.value), ("steps", STEPS.value), ("batch_size", BATCH.value)):
+    for name, value in (("steps", STEPS.value), ("batch_size", BATCH.value)):
         if value < 1:
             raise ValueError(f"--{name} = {value}: must be at least 1")
     if DRAWS.value < 2 or SAMPLING.value < 2:
@@ -65,24 +62,22 @@ def main() -> None:
     with cli.field("--"):
         train, test = microscopy.pairs(microscopy.TASKS[TASK.value](), size=SIZE.value, test=TEST.value)
     settings = {flag.name: flag.value for flag in (STEPS, BATCH, CHANNELS, SIZE, TEST, DRAWS, SAMPLING)}
-    folder = Path(OUT.value) / f"cvdm_{TASK.value}"
+    folder = Path(results.OUT.value) / f"cvdm_{TASK.value}"
     runs = {name: study(name, train, test, folder / name.replace(" ", "_"), settings) for name in SCHEDULES.value}
     scores = {name: [run["scores"] for run in done] for name, done in runs.items()}
     found = {
         "task": TASK.value,
         "settings": settings,
         "floor": floor(train, test),
-        "scores": {name: {s: mean([r[s] for r in rows]) for s in rows[0]} for name, rows in scores.items()},
-        "seconds": {name: mean([run["seconds"] for run in done]) for name, done in runs.items()},
+        "scores": {name: {s: results.mean([r[s] for r in rows]) for s in rows[0]} for name, rows in scores.items()},
+        "seconds": {name: results.mean([run["seconds"] for run in done]) for name, done in runs.items()},
         "logsnr": {name: done[0]["logsnr"] for name, done in runs.items()},
         "claims": claims(scores),
-        "environment": environment(),
     }
-    path = Path(OUT.value) / f"cvdm_{TASK.value}.json"
-    write_json(path, found)
     restored = {name: np.load(folder / name.replace(" ", "_") / "0.npz") for name in runs}
-    plot(found, restored, test).savefig(path.with_suffix(".png"), dpi=110)
-    print("\n".join(table(found)), path, path.with_suffix(".png"), sep="\n")
+    print("\n".join(table(found)))
+    results.write(f"cvdm_{TASK.value}", found)
+    results.picture(f"cvdm_{TASK.value}", plot(found, restored, test))
 
 
 def study(variant: str, train: Pairs, test: Pairs, folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
@@ -92,7 +87,7 @@ def study(variant: str, train: Pairs, test: Pairs, folder: Path, settings: dict[
     draw, measured = restoration.posterior(model, SAMPLING.value), jnp.asarray(test.measured)
     folder.mkdir(parents=True, exist_ok=True)
     done = []
-    for seed in range(SEEDS.value):
+    for seed in results.seeds():
         path = folder / f"{seed}.json"
         kept = read_json(path) if path.exists() else {}
         if kept.get("settings") != settings:
@@ -133,15 +128,11 @@ def claims(scores: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Any
         best = max(fixed, key=lambda name: statistics.mean(run[score] for run in scores[name]))
         found[score] = {"best_fixed": best}
         for name in learned:
-            gain = mean([one[score] - other[score] for one, other in zip(scores[name], scores[best], strict=True)])
+            gain = results.mean(
+                [one[score] - other[score] for one, other in zip(scores[name], scores[best], strict=True)]
+            )
             found[score][name] = gain | {"not_worse": gain["mean"] >= -(gain["standard_error"] or 0)}
     return found
-
-
-def mean(values: Sequence[float]) -> dict[str, Any]:
-    """The mean of values of several seeds, its standard error (None of one seed), and the values."""
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    return {"mean": statistics.mean(values), "standard_error": error, "seeds": list(values)}
 
 
 def table(found: Mapping[str, Any]) -> list[str]:
@@ -149,7 +140,7 @@ def table(found: Mapping[str, Any]) -> list[str]:
     columns = ("psnr_mean", "ssim_mean", "multi_scale_ssim_mean", "psnr_single", "spread_skill")
     lines = [f"{'schedule':20}" + "".join(f"{name:>24}" for name in columns)]
     for name, scores in found["scores"].items():
-        cells = (f"{scores[c]['mean']:.4g} +- {scores[c]['standard_error'] or 0:.2g}" for c in columns)
+        cells = (results.spell(scores[c]) for c in columns)
         lines.append(f"{name:20}" + "".join(f"{cell:>24}" for cell in cells))
     return lines
 
@@ -215,4 +206,4 @@ def plot(found: Mapping[str, Any], restored: Mapping[str, Any], test: Pairs) -> 
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    results.main(main)

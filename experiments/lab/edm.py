@@ -27,7 +27,7 @@ from jax import Array
 import diffax as dx
 from experiments import workdir as workdirs
 from experiments.held_out import everything
-from experiments.lab import protocol
+from experiments.lab import protocol, results
 from experiments.recipe import loss
 
 VP = "truncate(linear_beta(beta_min=0.1, beta_max=20), logsnr_min=-10.05, logsnr_max={})"
@@ -71,7 +71,7 @@ def main() -> None:
     trained = protocol.runs("edm", variants)
 
     def over_seeds(network: str, **how: Any) -> dict[str, Any]:
-        return protocol.over_seeds(protocol.scored(run, **how) for run in trained if run.variant == network)
+        return results.over_seeds(protocol.scored(run, **how) for run in trained if run.variant == network)
 
     rows = {
         row: {
@@ -89,7 +89,7 @@ def main() -> None:
     pitfalls = {name: per_level(first["E" if name == "EDM" else name]) for name in PITFALLS}
     found = {"rows": rows, "euler_1000": many, "churn": churn, "pitfalls": pitfalls}
     protocol.write("edm", found)
-    protocol.picture("edm", plot(found))
+    results.picture("edm", plot(found))
 
 
 def per_level(run: protocol.Run) -> dict[str, Any]:
@@ -121,9 +121,9 @@ def plot(found: dict[str, Any]) -> Any:
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     errors, churn, levels = figure.subplots(1, 3)
     for row, scores in found["rows"].items():
-        protocol.line(errors, {int(nfe): value["fd"] for nfe, value in scores.items()}, label=LABELS[row])
+        results.line(errors, {int(nfe): value["fd"] for nfe, value in scores.items()}, label=LABELS[row])
     errors.set(xlabel="evaluations", ylabel="FD-ENLite0", xscale="log", yscale="log", title="Ablation")
-    protocol.line(
+    results.line(
         churn, {float(amount): value["fd"] for amount, value in found["churn"].items()}, label="E, 35 evaluations"
     )
     churn.set(xlabel="churn", ylabel="FD-ENLite0", title="Stochastic sampler")
@@ -136,4 +136,4 @@ def plot(found: dict[str, Any]) -> Any:
 
 
 if __name__ == "__main__":
-    protocol.main(main)
+    results.main(main)

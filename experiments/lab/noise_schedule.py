@@ -14,7 +14,7 @@ import itertools
 import math
 from typing import Any
 
-from experiments.lab import protocol
+from experiments.lab import protocol, results
 
 GRID = "truncate(cosine(), logsnr_min=-8.3, logsnr_max=8.3)"
 SCHEDULES = {
@@ -48,14 +48,14 @@ def main() -> None:
 
     def over_seeds(variant: str, part: float = 1.0, guidance: float = 1.0) -> dict[str, Any]:
         mine, step = (run for run in trained if run.variant == variant), round(part * end)
-        return protocol.over_seeds(protocol.scored(run, step, grid=GRID, guidance=guidance) for run in mine)
+        return results.over_seeds(protocol.scored(run, step, grid=GRID, guidance=guidance) for run in mine)
 
     curves = {name: {part: over_seeds(name, part) for part in PARTS} for name in variants}
     guidance = {name: {scale: over_seeds(f"{name}, v", guidance=scale) for scale in GUIDANCE} for name in SCHEDULES}
     shares = sooner(curves["Laplace, v"], curves["cosine, v"])
     found = {"steps": end, "curves": curves, "guidance": guidance, "sooner": shares}
     protocol.write("noise_schedule", found)
-    protocol.picture("noise_schedule", plot(found))
+    results.picture("noise_schedule", plot(found))
 
 
 def sooner(one: dict[float, Any], other: dict[float, Any]) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def sooner(one: dict[float, Any], other: dict[float, Any]) -> dict[str, Any]:
     for seed, end in enumerate(other[PARTS[-1]]["fd"]["seeds"]):
         shares.append(first_below([one[part]["fd"]["seeds"][seed] for part in PARTS], end))
     known = [share for share in shares if share is not None]
-    return {"seeds": shares} | (protocol.mean(known) | {"seeds": shares} if len(known) == len(shares) else {})
+    return {"seeds": shares} | (results.mean(known) | {"seeds": shares} if len(known) == len(shares) else {})
 
 
 def first_below(values: list[float], end: float) -> float | None:
@@ -87,16 +87,16 @@ def plot(found: dict[str, Any]) -> Any:
     fd = lambda scores: {float(x): value["fd"] for x, value in scores.items()}
     for ax, target in zip(by_target, TARGETS, strict=True):
         for name in SCHEDULES:
-            protocol.line(ax, fd(found["curves"][f"{name}, {target}"]), label=name)
+            results.line(ax, fd(found["curves"][f"{name}, {target}"]), label=name)
         ax.set(xlabel="part of the training", ylabel="FD-ENLite0", yscale="log", title=f"target {target}")
     for name in SCHEDULES:
-        protocol.line(guidance, fd(found["guidance"][name]), label=name)
+        results.line(guidance, fd(found["guidance"][name]), label=name)
     guidance.set(xlabel="guidance", ylabel="FD-ENLite0", title="target v")
     end = lambda b: found["curves"]["Laplace, v" if b == 0.5 else f"Laplace {b}"][PARTS[-1]]["fd"]
-    protocol.line(scales, {b: end(b) for b in SCALES}, label="Laplace")
+    results.line(scales, {b: end(b) for b in SCALES}, label="Laplace")
     scales.set(xlabel="scale b", xscale="log", ylabel="FD-ENLite0", title="target v")
     for name in ("curriculum", "Laplace, v", "cosine, v"):
-        protocol.line(axes[1, 2], fd(found["curves"][name]), label=name)
+        results.line(axes[1, 2], fd(found["curves"][name]), label=name)
     axes[1, 2].set(xlabel="part of the training", yscale="log", title="noise that rises during training")
     for ax in axes.flat:
         ax.legend(frameon=False, fontsize=8)
@@ -104,4 +104,4 @@ def plot(found: dict[str, Any]) -> Any:
 
 
 if __name__ == "__main__":
-    protocol.main(main)
+    results.main(main)

@@ -13,15 +13,13 @@ training images:
   accuracy   share taken for the class that was asked for, by a classifier of real images
 `floor` is what as many real images score that were not trained on, or fewer if there are not as many.
 
-Given are means over the seeds and their standard errors.
+Given are means over the seeds and their standard errors (`experiments/lab/results.py`).
 """
 
 import functools
 import json
-import math
 import re
-import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,32 +29,15 @@ from absl import flags
 
 from diffax import data, metrics
 from diffax.training import checkpoint
-from diffax.training.summary import environment, read_json, write_json
-from experiments import cli, train, variations
+from diffax.training.summary import read_json, write_json
+from experiments import train, variations
 from experiments import workdir as workdirs
 from experiments.generate import class_labels, generate
 from experiments.held_out import everything
+from experiments.lab import results
 from experiments.recipe import Recipe, sampler
 
-__all__ = [
-    "Run",
-    "config_of",
-    "floor",
-    "folder",
-    "judges",
-    "line",
-    "main",
-    "mean",
-    "over_seeds",
-    "parameters",
-    "picture",
-    "runs",
-    "score",
-    "scored",
-    "seeds",
-    "spell",
-    "write",
-]
+__all__ = ["Run", "config_of", "floor", "folder", "judges", "parameters", "runs", "score", "scored", "write"]
 
 SAMPLES = 2000
 SOLVER, GRID, STEPS = "default", "plain", 18
@@ -64,8 +45,6 @@ SIDE = 64
 SEED = 1000
 """Of the samples."""
 
-OUT = flags.DEFINE_string("out", "runs/lab", "The folder of the runs; results go to OUT/NAME.json and NAME.png.")
-SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each variant, with seeds 0, 1, ...")
 DATA = flags.DEFINE_enum("data", "digits", ["digits", "mnist5k", "fashion_mnist", "emoji"], "And the size, with it.")
 SET = flags.DEFINE_multi_string("set", [], "FIELD=VALUE of the config of all runs, as train.steps=4000.")
 
@@ -76,13 +55,6 @@ class Run(NamedTuple):
     workdir: Path
     variant: str
     seed: int
-
-
-def seeds() -> range:
-    """The seeds of each variant."""
-    if SEEDS.value < 1:
-        raise ValueError(f"--seeds = {SEEDS.value}: must be at least 1")
-    return range(SEEDS.value)
 
 
 # ---- training -------------------------------------------------------------------------------------------------------
@@ -99,7 +71,7 @@ def config_of(overrides: Mapping[str, Any] | None = None) -> Any:
 
 def folder(experiment: str, variant: str, seed: int | str) -> Path:
     """Where a run is."""
-    return Path(OUT.value) / experiment / re.sub(r"[^\w.]+", "-", variant) / str(seed)
+    return Path(results.OUT.value) / experiment / re.sub(r"[^\w.]+", "-", variant) / str(seed)
 
 
 def runs(experiment: str, variants: Mapping[str, Mapping[str, Any]]) -> list[Run]:
@@ -110,7 +82,7 @@ def runs(experiment: str, variants: Mapping[str, Mapping[str, Any]]) -> list[Run
     """
     todo = []
     for name, overrides in variants.items():
-        for seed in seeds():
+        for seed in results.seeds():
             fields = {field: str(value).replace("{seed}", str(seed)) for field, value in overrides.items()}
             todo.append((Run(folder(experiment, name, seed), name, seed), config_of(fields | {"seed": seed})))
     for i, (run, config) in enumerate(todo, start=1):
@@ -178,12 +150,12 @@ def _features(extractor: metrics.Extractor, images: np.ndarray, levels: int) -> 
     return metrics.features(extractor, np.round(images * (255 / (levels - 1))).astype(np.uint8))
 
 
-def scored(run: Run, step: int | None = None, **how: Any) -> dict[str, float]:
-    """The scores of a run at a step that it kept (the last), kept beside it. how: solver, grid, steps or guidance,
+def scored(run: Run, step: int | None = None, **changed: Any) -> dict[str, float]:
+    """The scores of a run at a step that it kept (the last), kept beside it. changed: solver, grid, steps or guidance,
     where they are not the protocol's."""
     config = workdirs.read_config(run.workdir)
     step = config.train.steps if step is None else step
-    how = {"solver": SOLVER, "grid": GRID, "steps": STEPS, "guidance": 1.0} | how
+    how: dict[str, Any] = {"solver": SOLVER, "grid": GRID, "steps": STEPS, "guidance": 1.0} | changed
     what = json.dumps({"step": step, "samples": SAMPLES, "side": SIDE, **how}, sort_keys=True)
     path = run.workdir / "scores.json"
     kept = read_json(path) if path.exists() else {}
@@ -212,60 +184,8 @@ def parameters(workdir: Path, step: int) -> tuple[Recipe, Any]:
     return rec, checkpoint.read(workdir / "checkpoints", step, {"ema": like}).items["ema"]
 
 
-# ---- what is told ---------------------------------------------------------------------------------------------------
-
-
-def over_seeds(values: Iterable[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
-    """{score: {"mean", "standard_error", "seeds"}} of the scores of several seeds."""
-    rows = list(values)
-    return {name: mean([row[name] for row in rows]) for name in rows[0]}
-
-
-def mean(values: Sequence[float]) -> dict[str, Any]:
-    """The mean of values of several seeds, its standard error (None of one seed), and the values."""
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    return {"mean": statistics.mean(values), "standard_error": error, "seeds": list(values)}
-
-
-def spell(value: Mapping[str, Any]) -> str:
-    """ "12.3 ± 0.4"."""
-    error = value["standard_error"]
-    return f"{value['mean']:.4g}" + ("" if error is None else f" ± {error:.2g}")
-
-
-def write(experiment: str, found: Mapping[str, Any]) -> Path:
-    """OUT/EXPERIMENT.json: what was found, how it was scored, and on what."""
+def write(experiment: str, found: Mapping[str, Any]) -> None:
+    """OUT/EXPERIMENT.json: what was found, and how it was scored."""
     protocol = {"samples": SAMPLES, "solver": SOLVER, "grid": GRID, "steps": STEPS, "features": f"ENLite0@{SIDE}"}
-    path = Path(OUT.value) / f"{experiment}.json"
-    write_json(
-        path, {"data": DATA.value, "seeds": SEEDS.value, "protocol": protocol, **found} | {"environment": environment()}
-    )
-    print(path)
-    return path
-
-
-def picture(experiment: str, figure: Any) -> None:
-    """OUT/EXPERIMENT.png, of a matplotlib figure."""
-    path = Path(OUT.value) / f"{experiment}.png"
-    figure.savefig(path, dpi=110)
-    print(path)
-
-
-def line(ax: Any, points: Mapping[float, Mapping[str, Any]], *, label: str, **how: Any) -> None:
-    """Means over the seeds, with bars of one standard error, along a matplotlib axis."""
-    errors = [value["standard_error"] or 0 for value in points.values()]
-    ax.errorbar(
-        list(points),
-        [value["mean"] for value in points.values()],
-        errors,
-        marker="o",
-        ms=3,
-        capsize=2,
-        label=label,
-        **how,
-    )
-
-
-def main(body: Callable[[], None]) -> None:
-    """Runs an experiment as a command."""
-    cli.run(body)
+    held_out = floor(judges(DATA.value, config_of().data.dir))
+    results.write(experiment, {"data": DATA.value, "protocol": protocol, "held_out": held_out, **found})

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import workdir as workdirs
-from experiments.lab import align_your_steps, consistency, edm, noise_schedule, protocol
+from experiments.lab import align_your_steps, consistency, edm, noise_schedule, protocol, results
 from experiments.recipe import recipe
 from tests.experiments.conftest import SMALL
 
@@ -17,9 +17,11 @@ def flags_of(monkeypatch, tmp_path, data_dir):
     """Flags of the laboratory, for runs in tmp_path of two seeds."""
     fields = SMALL | {"data.dir": data_dir, "model.multipliers": (1,), "train.steps": 4}
     fields |= {"train.checkpoint_every": 1, "train.keep_every": 1}
-    given = {"OUT": str(tmp_path), "SEEDS": 2, "DATA": "digits", "SET": [f"{f}={v}" for f, v in fields.items()]}
-    for name, value in given.items():
-        monkeypatch.setattr(protocol, name, types.SimpleNamespace(value=value))
+    shared = {"OUT": str(tmp_path), "SEEDS": 2}
+    given = {protocol: {"DATA": "digits", "SET": [f"{f}={v}" for f, v in fields.items()]}, results: shared}
+    for module, flags in given.items():
+        for name, value in flags.items():
+            monkeypatch.setattr(module, name, types.SimpleNamespace(value=value))
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +65,13 @@ def tiny(monkeypatch, tmp_path, trained, flags_of):
 
 def test_means_have_standard_errors():
     values = [3.0, 1.0, 8.0]
-    found = protocol.mean(values)
+    found = results.mean(values)
     assert found["mean"] == pytest.approx(np.mean(values)) and found["seeds"] == values
     assert found["standard_error"] == pytest.approx(np.std(values, ddof=1) / np.sqrt(3))
-    assert protocol.mean([2.0]) == {"mean": 2.0, "standard_error": None, "seeds": [2.0]}
-    both = protocol.over_seeds([{"fd": 1.0, "kid": 0.0}, {"fd": 2.0, "kid": 4.0}])
+    assert results.mean([2.0]) == {"mean": 2.0, "standard_error": None, "seeds": [2.0]}
+    both = results.over_seeds([{"fd": 1.0, "kid": 0.0}, {"fd": 2.0, "kid": 4.0}])
     assert both["fd"]["mean"] == 1.5 and both["kid"]["standard_error"] == 2.0
-    assert protocol.spell(both["kid"]) == "2 ± 2" and protocol.spell(protocol.mean([12.345])) == "12.35"
+    assert results.spell(both["kid"]) == "2 ± 2" and results.spell(results.mean([12.345])) == "12.35"
 
 
 def test_each_variant_and_seed_is_trained_once(monkeypatch, flags_of, tmp_path):
@@ -98,11 +100,11 @@ def test_each_variant_and_seed_is_trained_once(monkeypatch, flags_of, tmp_path):
 
 def test_bad_flags_are_named(monkeypatch, flags_of):
     monkeypatch.setattr(protocol, "SET", types.SimpleNamespace(value=["train.steps"]))
-    with pytest.raises(ValueError, match="--set = train.steps: must be FIELD=VALUE"):
+    with pytest.raises(ValueError, match=r"--set = train\.steps: must be FIELD=VALUE"):
         protocol.config_of()
-    monkeypatch.setattr(protocol, "SEEDS", types.SimpleNamespace(value=0))
+    monkeypatch.setattr(results, "SEEDS", types.SimpleNamespace(value=0))
     with pytest.raises(ValueError, match="--seeds = 0: must be at least 1"):
-        protocol.seeds()
+        results.seeds()
 
 
 def test_scores_are_kept_and_better_for_real_images(monkeypatch, tiny, trained, data_dir):
