@@ -71,6 +71,9 @@ def set_up_jax() -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         # A power of two, to divide usual batch sizes; more than 8 gains little on one host.
         _update("jax_num_cpu_devices", min(8, 1 << (cores.bit_length() - 1)))
+        # XLA's pool has a thread a core. A device that waits for another's gradients holds one, so that with as many
+        # devices as cores whatever else wants one makes them run one after the other, in half of all steps.
+        os.environ.setdefault("NPROC", str(cores + 1))
     _keep_freed_memory()
     if not getattr(jax.config, "jax_compilation_cache_dir", None):
         _update("jax_compilation_cache_dir", str(Path("~/.cache/diffax/xla").expanduser()))

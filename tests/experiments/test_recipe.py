@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import diffax as dx
-from diffax import data
+from diffax import augment, data
 from diffax.training import sharding
 from experiments.recipe import loss, recipe
 from experiments.train import train
@@ -120,3 +120,33 @@ def test_what_an_architecture_does_not_know_is_named(small):
         recipe(with_model(small(), "resnet"), dataset)
     with pytest.raises(ValueError, match=r"config.model.patch = 2: unet has no such option; it has channels, "):
         recipe(with_model(small(), "unet", patch=2), dataset)
+
+
+def test_augmented_training_tells_the_network_and_sampling_says_nothing(small, data_dir):
+    config = small(**{"model.augment": 1.0})
+    dataset = data.load("digits", "train", data_dir)
+    rec = recipe(config, dataset)
+    params = jax.tree.map(lambda p: p + 0.05, rec.network.init(jax.random.key(0)))
+    batch = dataset.read(np.arange(4))
+    value = lambda train, params: loss(rec, train=train)(params, batch, jax.random.key(1), jnp.zeros((), int))[0]
+    told = lambda grads: np.abs(grads["augment"]["kernel"]).max()
+    assert told(jax.grad(lambda p: value(True, p))(params)) > 0
+    assert told(jax.grad(lambda p: value(False, p))(params)) == 0  # held-out images stay as they are
+    x, level, label = jnp.ones((2, 8, 8, 1)), jnp.zeros(2), jnp.array([1, 2])
+    plain = rec.network.apply(params, x, level, label)
+    zeros = {"label": label, "augment": jnp.zeros((2, augment.TOLD))}
+    np.testing.assert_array_equal(plain, rec.network.apply(params, x, level, zeros))
+    ones = zeros | {"augment": jnp.ones((2, augment.TOLD))}
+    assert np.abs(plain - rec.network.apply(params, x, level, ones)).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"model.augment": 1.5}, r"config.model.augment = 1.5: must lie in \[0, 1\]"),
+        ({"model.augment": 0.1, "model.architecture": "dit"}, "config.model."),
+    ],
+)
+def test_bad_augmentation_is_named(small, data_dir, fields, words):
+    with pytest.raises(ValueError, match=words):
+        recipe(small(**fields), data.load("digits", "train", data_dir))
