@@ -156,7 +156,7 @@ def train(config, workdir: Path, *, profile: tuple[int, int] | None = None) -> d
             """Waits for a step; ends the run if too many updates in a row were left out."""
             if int(seen.skipped_in_a_row) >= config.train.max_skipped:
                 checkpoint.wait(checkpoints)
-                raise ValueError(_diverged(seen, k, checkpoints.latest_step()))
+                raise ValueError(_diverged(seen, k, workdir / "checkpoints"))
 
         first_step = None  # when it was done: imports, the data, compiling
         stopped = False
@@ -189,7 +189,7 @@ def train(config, workdir: Path, *, profile: tuple[int, int] | None = None) -> d
                 while running:
                     checked(running.popleft(), k - len(running))
                 if last and not int(state.guard.made):
-                    raise ValueError(_diverged(seen, k, checkpoints.latest_step()))
+                    raise ValueError(_diverged(seen, k, workdir / "checkpoints"))
                 recent = scalars(metrics) or recent  # nothing new where no update counted
                 metrics = sharding.put_replicated(TrainMetrics.empty(), mesh)
                 said = meter.read(k) | {"skipped": float(state.guard.skipped)}
@@ -303,16 +303,16 @@ def _progress(start: int, steps: int, *, show: bool) -> tqdm:
     )
 
 
-def _diverged(seen: Seen, k: int, newest: int | None) -> str:
+def _diverged(seen: Seen, k: int, checkpoints: Path) -> str:
     """Why the run ends, before a broken state could be saved."""
     bins = ((name.removeprefix("logsnr_").replace("_", " "), loss) for name, loss in per_level(seen.levels))
     levels = ", ".join(f"{name}: {loss:.3g}" for name, loss in bins)
     loss, gradient, after = (float(v) for v in (seen.loss, seen.grad_norm, seen.param_norm))
-    kept = f"the checkpoint of step {newest} is untouched" if newest else "no checkpoint was written yet"
     return (
         f"at step {k} the loss is {loss:.3g}, the norm of the gradient {gradient:.3g} and that of the parameters after "
         f"it {after:.3g}; of the last {int(seen.skipped_in_a_row)} updates none could count. Loss per bin of logSNR: "
-        f"{levels}; {kept}. Lower config.train.learning_rate or config.train.clip_norm, or look at the data"
+        f"{levels}; {checkpoint.what_is_left(checkpoints)}. Lower config.train.learning_rate or config.train.clip_norm, "
+        "or look at the data"
     )
 
 
@@ -379,8 +379,7 @@ def _named_after(workdir: Path):
     try:
         yield
     except OSError as error:
-        newest = checkpoint.steps(workdir / "checkpoints")[-1:]
-        kept = f"the checkpoint of step {newest[0]} is untouched" if newest else "no checkpoint was written yet"
+        kept = checkpoint.what_is_left(workdir / "checkpoints")
         raise ValueError(f"--workdir = {workdir}: cannot be written to ({error}); {kept}") from error
 
 

@@ -27,7 +27,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 from diffax.training.checksum import manifest
 from diffax.training.sharding import barrier
 
-__all__ = ["CheckpointError", "Restored", "manager", "read", "restore", "save", "steps", "wait"]
+__all__ = ["CheckpointError", "Restored", "manager", "read", "restore", "save", "steps", "wait", "what_is_left"]
 
 
 class CheckpointError(ValueError):
@@ -47,6 +47,12 @@ def steps(directory: str | Path) -> list[int]:
     directory = Path(directory)
     found = directory.iterdir() if directory.is_dir() else ()
     return sorted(int(p.name) for p in found if p.name.isdecimal() and p.is_dir())
+
+
+def what_is_left(directory: str | Path) -> str:
+    """For people, after a mishap: which checkpoint there is to go on from."""
+    whole = [step for step in steps(directory) if (Path(directory) / str(step) / "meta").exists()]
+    return f"the checkpoint of step {whole[-1]} is untouched" if whole else "no checkpoint was written yet"
 
 
 # ---- writing --------------------------------------------------------------------------------------------------------
@@ -121,11 +127,10 @@ class _writing:  # a context manager; contextlib's would lengthen the traceback 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if not isinstance(error, Exception):
             return
-        whole = [step for step in steps(self.directory) if (self.directory / str(step) / "meta").exists()]
-        kept = f"the checkpoint of step {whole[-1]} is untouched" if whole else "none was written before"
         raise CheckpointError(
-            f"a checkpoint could not be written to {self.directory} at step {self.step} ({_said(error)}); {kept}. Make "
-            "room or give the directory back its permissions, and run the same line again"
+            f"a checkpoint could not be written to {self.directory} at step {self.step} ({_said(error)}); "
+            f"{what_is_left(self.directory)}. Make room or give the directory back its permissions, and run the same "
+            "line again"
         ) from error
 
 

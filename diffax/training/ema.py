@@ -28,7 +28,6 @@ __all__ = [
     "gamma_of",
     "posthoc_error",
     "posthoc_weights",
-    "power_decay",
     "power_update",
     "sigma_rel_of",
     "start",
@@ -80,15 +79,12 @@ def sigma_rel_of(gamma: float) -> float:
     return float(np.sqrt((gamma + 1.0) / (gamma + 3.0)) / (gamma + 2.0))
 
 
-def power_decay(step: Array, sigma_rel: float) -> Array:
-    """beta = (1 - 1/k)^(gamma + 1) of update k = step + 1 (equation 127); 0 at the first, which forgets the initial
-    weights. A float32 scalar. `power_update` does without rounding 1 - beta to what float32 resolves near 1.
-    """
-    return 1 - _power_rate(step, sigma_rel)
-
-
 def power_update(ema: Any, params: Any, step: Array, sigma_rel: float) -> Any:
-    """The average of relative width sigma_rel after one more update. step: number of updates done before this one."""
+    """The average of relative width sigma_rel after one more update. step: number of updates done before this one.
+
+    beta = (1 - 1/k)^(gamma + 1) of update k = step + 1 (equation 127), and 0 at the first, which forgets the initial
+    weights.
+    """
     return _toward(ema, params, _power_rate(step, sigma_rel))
 
 
