@@ -311,7 +311,7 @@ def _diverged(seen: Seen, k: int, checkpoints: Path) -> str:
     return (
         f"at step {k} the loss is {loss:.3g}, the norm of the gradient {gradient:.3g} and that of the parameters after "
         f"it {after:.3g}; of the last {int(seen.skipped_in_a_row)} updates none could count. Loss per bin of logSNR: "
-        f"{levels}; {checkpoint.what_is_left(checkpoints)}. Lower config.train.learning_rate or config.train.clip_norm, "
+        f"{levels}; {checkpoint.what_is_left(checkpoints)}. Lower config.train.learning_rate or config.train.clip_norm "
         "or look at the data"
     )
 
