@@ -39,7 +39,7 @@ from experiments.recipe import Recipe, sampler
 
 __all__ = ["Run", "config_of", "floor", "folder", "judges", "parameters", "runs", "score", "scored", "write"]
 
-SAMPLES = 2000
+SAMPLES = 1000
 SOLVER, GRID, STEPS = "default", "plain", 18
 SIDE = 64
 SEED = 1000
