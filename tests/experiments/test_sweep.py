@@ -129,8 +129,14 @@ def test_a_run_of_another_config_is_refused(variations, tmp_path):
 ENVIRONMENT = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
 
 
+HEEDING = """import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"""
+"""Started in the background, as tests may be, a process ignores ctrl-C, and so do its children."""
+
+
 def sweep(*arguments):
-    line = [sys.executable, "-m", "experiments.sweep", *arguments]
+    line = [sys.executable, "-c", HEEDING, "-m", "experiments.sweep", *arguments]
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
 
 
