@@ -26,7 +26,7 @@ demo: .venv/train.installed
 	@$(BIN)/python -m experiments.evaluate --workdir $(DEMO)
 
 test: .venv/dev.installed
-	@$(BIN)/python -m pytest -n 2 tests
+	@$(BIN)/python -m pytest -n 2 --dist worksteal tests
 
 chaos: .venv/train.installed
 	@$(BIN)/python -m experiments.chaos --out bench/chaos
