@@ -151,7 +151,8 @@ def test_a_sweep_is_interrupted_has_a_failure_and_goes_on(flags, tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 1 and "run the same line again" in errors and "Traceback" not in errors
-    assert [run["status"] for run in stored()["runs"]] == [f"step 0 of {10**6}", "new"]
+    begun, new = (run["status"] for run in stored()["runs"])
+    assert begun.startswith("step ") and begun.endswith(f" of {10**6}") and new == "new"
     other = load(DIGITS, {flag[9:].split("=")[0]: flag.split("=", 1)[1] for flag in short[1:-2]})
     with workdirs.claim(tmp_path / "seed=0", other):  # nobody trains there any more
         pass
