@@ -125,7 +125,7 @@ def in_features(
     k = 3
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or len(images) <= k:
         return {}
-    groups = [np.round(group * (255 / (levels - 1))).astype(np.uint8) for group in (images, real)]
+    groups = [pictures.full_range(group, levels) for group in (images, real)]
     result = {}
     if metrics.enlite0_weights():
         extractor = metrics.enlite0(size=min(max(*images.shape[1:3], 64), 224))

@@ -8,7 +8,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-__all__ = ["ema_lengths", "grid", "levels", "read_png", "save_png"]
+__all__ = ["ema_lengths", "full_range", "grid", "levels", "read_png", "save_png"]
+
+
+def full_range(images: np.ndarray, levels: int) -> np.ndarray:
+    """Whole numbers in [0, levels - 1] -> uint8 in [0, 255], of the same shape."""
+    return np.round(images * (255 / (levels - 1))).astype(np.uint8)
 
 
 def grid(images: np.ndarray, columns: int, *, levels: int = 256, min_side: int = 56, gap: int = 2) -> np.ndarray:
@@ -18,8 +23,7 @@ def grid(images: np.ndarray, columns: int, *, levels: int = 256, min_side: int =
     """
     n, height, width, _channels = images.shape
     factor = max(1, -(-min_side // min(height, width)))
-    scaled = np.round(images * (255 / (levels - 1))).astype(np.uint8)
-    scaled = scaled.repeat(factor, axis=1).repeat(factor, axis=2)
+    scaled = full_range(images, levels).repeat(factor, axis=1).repeat(factor, axis=2)
     rows = -(-n // columns)
     cell_h, cell_w = height * factor + gap, width * factor + gap
     picture = np.full((rows * cell_h + gap, columns * cell_w + gap, 3), 128, np.uint8)

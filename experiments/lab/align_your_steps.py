@@ -20,6 +20,7 @@ import numpy as np
 
 import diffax as dx
 from diffax import data
+from experiments import cli
 from experiments import workdir as workdirs
 from experiments.generate import class_labels
 from experiments.held_out import everything
@@ -153,4 +154,4 @@ def plot(found: dict[str, Any]) -> Any:
 
 
 if __name__ == "__main__":
-    results.main(main)
+    cli.run(main)

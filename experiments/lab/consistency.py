@@ -20,6 +20,7 @@ number and 30.5 for polynomial and sinusoidal: what can be compared is the order
 from collections.abc import Mapping
 from typing import Any
 
+from experiments import cli
 from experiments.lab import protocol, results
 
 PAIRS = {"log-normal": ("edm(p_mean=-1.1, p_std=2.0)", 0), "polynomial": ("polynomial(power=4)", 1)}
@@ -110,4 +111,4 @@ def plot(found: Mapping[str, Any]) -> Any:
 
 
 if __name__ == "__main__":
-    results.main(main)
+    cli.run(main)

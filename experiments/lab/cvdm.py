@@ -206,4 +206,4 @@ def plot(found: Mapping[str, Any], restored: Mapping[str, Any], test: Pairs) -> 
 
 
 if __name__ == "__main__":
-    results.main(main)
+    cli.run(main)

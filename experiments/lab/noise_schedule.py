@@ -14,6 +14,7 @@ import itertools
 import math
 from typing import Any
 
+from experiments import cli
 from experiments.lab import protocol, results
 
 GRID = "truncate(cosine(), logsnr_min=-8.3, logsnr_max=8.3)"
@@ -104,4 +105,4 @@ def plot(found: dict[str, Any]) -> Any:
 
 
 if __name__ == "__main__":
-    results.main(main)
+    cli.run(main)

@@ -30,12 +30,12 @@ from absl import flags
 from diffax import data, metrics
 from diffax.training import checkpoint
 from diffax.training.summary import read_json, write_json
-from experiments import train, variations
+from experiments import pictures, train, variations
 from experiments import workdir as workdirs
 from experiments.generate import class_labels, generate
 from experiments.held_out import everything
 from experiments.lab import results
-from experiments.recipe import Recipe, sampler
+from experiments.recipe import Recipe, recipe, sampler
 
 __all__ = ["Run", "config_of", "floor", "folder", "judges", "parameters", "runs", "score", "scored", "write"]
 
@@ -147,7 +147,7 @@ def _against(features: np.ndarray, judge: Judges) -> dict[str, float]:
 
 
 def _features(extractor: metrics.Extractor, images: np.ndarray, levels: int) -> np.ndarray:
-    return metrics.features(extractor, np.round(images * (255 / (levels - 1))).astype(np.uint8))
+    return metrics.features(extractor, pictures.full_range(images, levels))
 
 
 def scored(run: Run, step: int | None = None, **changed: Any) -> dict[str, float]:
@@ -179,7 +179,7 @@ def scored(run: Run, step: int | None = None, **changed: Any) -> dict[str, float
 def parameters(workdir: Path, step: int) -> tuple[Recipe, Any]:
     """The recipe of a run and its averaged parameters at a step of which it kept a checkpoint."""
     config = workdirs.read_config(workdir)
-    rec = workdirs.recipe(config, workdirs.load_dataset(config, "train"))
+    rec = recipe(config, workdirs.load_dataset(config, "train"))
     like = workdirs.parameters(rec, workdirs.mesh_of(config))
     return rec, checkpoint.read(workdir / "checkpoints", step, {"ema": like}).items["ema"]
 

@@ -2,16 +2,15 @@
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from diffax.training.summary import environment, write_json
-from experiments import cli
 
-__all__ = ["OUT", "SEEDS", "line", "main", "mean", "over_seeds", "picture", "seeds", "spell", "write"]
+__all__ = ["OUT", "SEEDS", "line", "mean", "over_seeds", "picture", "seeds", "spell", "write"]
 
 OUT = flags.DEFINE_string(
     "out", "runs/lab", "The folder of the runs; what is found goes to OUT/NAME.json and NAME.png."
@@ -39,7 +38,7 @@ def mean(values: Sequence[float]) -> dict[str, Any]:
 
 
 def spell(value: Mapping[str, Any]) -> str:
-    """ "12.3 ± 0.4"."""
+    """As in 12.3 ± 0.4."""
     error = value["standard_error"]
     return f"{value['mean']:.4g}" + ("" if error is None else f" ± {error:.2g}")
 
@@ -71,8 +70,3 @@ def line(ax: Any, points: Mapping[float, Mapping[str, Any]], *, label: str, **ho
         label=label,
         **how,
     )
-
-
-def main(body: Callable[[], None]) -> None:
-    """Runs an experiment as a command."""
-    cli.run(body)
