@@ -33,6 +33,7 @@ __all__ = [
     "identity",
     "load_dataset",
     "load_ema",
+    "lock",
     "mesh_of",
     "parameters",
     "place",
@@ -82,21 +83,32 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> Iterator[None]:
     Raises: ValueError as `check` does, and if it cannot be written to or another process is training there.
     """
     check(workdir, config)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / ".lock").open("w")
-    except OSError as error:
-        raise ValueError(f"--workdir = {workdir}: cannot be written to ({error})") from error
-    with lock:
-        if fcntl is not None and jax.process_index() == 0:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given up by the system when the process ends
-            except BlockingIOError:
-                raise ValueError(f"--workdir = {workdir}: another process is training there; wait for it") from None
+    with contextlib.ExitStack() as stack:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            alone = stack.enter_context(lock(workdir / ".lock"))
+        except OSError as error:
+            raise ValueError(f"--workdir = {workdir}: cannot be written to ({error})") from error
+        if not alone:
+            raise ValueError(f"--workdir = {workdir}: another process is training there; wait for it")
         if not (workdir / "config.json").exists():
             write_config(workdir, config)
         sharding.barrier("workdir.claim")
         yield
+
+
+@contextlib.contextmanager
+def lock(path: Path) -> Iterator[bool]:
+    """Whether no other process, or group of processes of one run, holds the file, and holds it while in the context;
+    the system gives it up when the process ends. Without locks, on other than POSIX systems, always True."""
+    with path.open("w") as file:
+        alone = True
+        if fcntl is not None and jax.process_index() == 0:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                alone = False
+        yield alone
 
 
 def identity(config: ml_collections.ConfigDict) -> str:
@@ -159,8 +171,9 @@ def load_ema(
 ) -> tuple[Recipe, Any, int]:
     """The recipe of a run, its averaged parameters on the mesh, and their step.
 
-    Those of the newest checkpoint; or, with sigma_rel, the average by a power function of that relative width at the
-    snapshot of step `at` (None: the last). Where snapshots do not suffice for it, a line on stderr says so.
+    Those of the checkpoint of step `at` (None: the newest); or, with sigma_rel, the average by a power function of that
+    relative width at the snapshot of that step. Where snapshots do not suffice for it, a line on stderr says so.
+    Raises ValueError if there is no such checkpoint or snapshot, or it is damaged.
     """
     rec = recipe(config, load_dataset(config, "train"))
     like = parameters(rec, mesh)
@@ -174,9 +187,12 @@ def load_ema(
             )
         (found,) = kept.averages([sigma_rel], like)
         return rec, place(found, like), kept.at
+    directory = workdir / "checkpoints"
     if at is not None:
-        raise ValueError(f"--ema_step = {at}: is the step of an average by a power function; give its length, --ema")
-    restored = checkpoint.restore(workdir / "checkpoints", {"ema": like}, read_only=True)
+        _check_kept("checkpoint", at, checkpoint.steps(directory), directory)
+        restored = checkpoint.read(directory, at, {"ema": like})
+    else:
+        restored = checkpoint.restore(directory, {"ema": like}, read_only=True)
     if restored is None:
         raise ValueError(f"--workdir = {workdir}: holds no checkpoint yet; let experiments.train get to its first one")
     return rec, restored.items["ema"], restored.step
@@ -222,9 +238,8 @@ def snapshots(workdir: Path, config: ml_collections.ConfigDict, at: int | None =
         )
     if not steps:
         raise ValueError(f"--workdir = {workdir}: holds no snapshot yet; let experiments.train get to its first one")
-    if at is not None and at not in steps:
-        shown = ", ".join(map(str, steps if len(steps) <= 8 else [*steps[:3], "...", *steps[-3:]]))
-        raise ValueError(f"step = {at}: has no snapshot in {directory}; there are those of steps {shown}")
+    if at is not None:
+        _check_kept("snapshot", at, steps, directory)
     stored = [(step, width) for step in steps for width in widths]
     return Snapshots(
         directory,
@@ -233,6 +248,12 @@ def snapshots(workdir: Path, config: ml_collections.ConfigDict, at: int | None =
         [width for _, width in stored],
         steps[-1] if at is None else at,
     )
+
+
+def _check_kept(what: str, at: int, steps: list[int], directory: Path) -> None:
+    if at not in steps:
+        shown = ", ".join(map(str, steps if len(steps) <= 8 else [*steps[:3], "...", *steps[-3:]]))
+        raise ValueError(f"step = {at}: has no {what} in {directory}; there are those of steps {shown or 'none'}")
 
 
 def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:

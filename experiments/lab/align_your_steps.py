@@ -44,17 +44,18 @@ def main() -> None:
     trained = protocol.runs("align_your_steps", {"network": {}})
     config = workdirs.read_config(trained[0].workdir)
     images = everything(workdirs.load_dataset(config, "train"))
-    rec, _ = protocol.parameters(trained[0].workdir, config.train.steps)
+    mesh = workdirs.mesh_of(config)
+    networks = [workdirs.load_ema(run.workdir, config, mesh)[:2] for run in trained]
+    rec, _ = networks[0]
     x0 = data.to_unit(images["image"], rec.levels)
 
-    def network(run: protocol.Run) -> Callable[[Any], dx.Denoiser]:
-        _, params = protocol.parameters(run.workdir, config.train.steps)
+    def denoiser(params: Any) -> Callable[[Any], dx.Denoiser]:
         return lambda label: dx.denoiser(rec.network.apply, params, rec.preconditioning, label)
 
     exact = dx.gaussian_mixture(x0[:1000], STD)
-    models = {"network": network(trained[0]), "mixture": lambda label: exact}
+    models = {"network": denoiser(networks[0][1]), "mixture": lambda label: exact}
     grids = {name: found_for(model, x0, images.get("label"), rec.num_classes) for name, model in models.items()}
-    judged: dict[str, list[Callable]] = {"network": [network(run) for run in trained], "mixture": [models["mixture"]]}
+    judged: dict[str, list[Callable]] = {"network": [denoiser(params) for _, params in networks], "mixture": [models["mixture"]]}
     distance = {
         name: [distances(model, grids[name], x0.shape[1:], rec.num_classes) for model in judged[name]]
         for name in models

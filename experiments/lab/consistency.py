@@ -35,13 +35,14 @@ EVALUATIONS = (1, 2)
 
 def main() -> None:
     config = protocol.config_of()
-    runs = protocol.runs("consistency", variants(config.train.steps))
+    planned = variants(config.train.steps)
+    protocol.runs("consistency", {"teacher": planned.pop("teacher")})
+    runs = protocol.runs("consistency", planned, lambda _: [{"steps": steps} for steps in EVALUATIONS])
 
     def over_seeds(variant: str, steps: int) -> dict[str, Any]:
         return results.over_seeds(protocol.scored(run, steps=steps) for run in runs if run.variant == variant)
 
-    names = dict.fromkeys(run.variant for run in runs if run.variant != "teacher")
-    scores = {name: {steps: over_seeds(name, steps) for steps in EVALUATIONS} for name in names}
+    scores = {name: {steps: over_seeds(name, steps) for steps in EVALUATIONS} for name in planned}
     found = {"images": config.train.steps * config.train.batch_size, "variants": scores}
     print(table(found))
     protocol.write("consistency", found)
@@ -49,7 +50,7 @@ def main() -> None:
 
 
 def variants(steps: int) -> dict[str, dict[str, Any]]:
-    """Name -> overrides, in the order in which they are trained; the images of so many steps for each."""
+    """Name -> overrides; the images of so many steps for each, the teacher's and the pupil's together."""
     if steps % 2:
         raise ValueError(
             f"config.train.steps = {steps}: must be even, as distillation has one half and its teacher the other"

@@ -16,6 +16,7 @@ the pitfalls the loss and the norm of its gradient per noise level: of an input 
 that is not scaled.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -57,7 +58,8 @@ LABELS = {
 }
 NFE = (9, 15, 21, 35, 59, 79)
 MANY = (250, 1000)
-"""Of Euler: for row A, and the last for all networks on EDM's grid."""
+"""Of Euler, for row A."""
+EULER = {"solver": "euler", "grid": KARRAS, "steps": MANY[-1]}
 CHURN = (0, 5, 10, 20, 40, 80)
 PITFALLS: dict[str, dict[str, str]] = {
     "EDM": TRAINED["E"],
@@ -69,23 +71,14 @@ LEVELS = np.arange(-9.0, 13.0)
 
 def main() -> None:
     variants = {name: fields for name, fields in (TRAINED | PITFALLS).items() if name != "EDM"}
-    trained = protocol.runs("edm", variants)
+    trained = protocol.runs("edm", variants, lambda variant: [how for name, how in scorings() if name == variant])
 
-    def over_seeds(network: str, **how: Any) -> dict[str, Any]:
+    def over_seeds(network: str, how: dict[str, Any]) -> dict[str, Any]:
         return results.over_seeds(protocol.scored(run, **how) for run in trained if run.variant == network)
 
-    rows = {
-        row: {
-            nfe: over_seeds(network, solver=solver, grid=grid, steps=nfe if solver == "euler" else (nfe + 1) // 2)
-            for nfe in (*NFE, *(MANY if solver == "euler" else ()))
-        }
-        for row, (network, solver, grid) in ROWS.items()
-    }
-    many = {name: over_seeds(name, solver="euler", grid=KARRAS, steps=MANY[-1]) for name in TRAINED}
-    churn = {
-        amount: over_seeds("E", solver=f"edm_stochastic(churn={amount}, s_min=0.05, s_max=50)", grid=KARRAS, steps=18)
-        for amount in CHURN
-    }
+    rows = {row: {nfe: over_seeds(ROWS[row][0], how) for nfe, how in ablation(row).items()} for row in ROWS}
+    many = {name: over_seeds(name, EULER) for name in TRAINED}
+    churn = {amount: over_seeds("E", stochastic(amount)) for amount in CHURN}
     first = {run.variant: run for run in reversed(trained)}
     pitfalls = {name: per_level(first["E" if name == "EDM" else name]) for name in PITFALLS}
     found = {"rows": rows, "euler_1000": many, "churn": churn, "pitfalls": pitfalls}
@@ -93,11 +86,31 @@ def main() -> None:
     results.picture("edm", plot(found))
 
 
+def ablation(row: str) -> dict[int, dict[str, Any]]:
+    """NFE -> how a row is sampled in so many evaluations."""
+    _, solver, grid = ROWS[row]
+    steps = {nfe: nfe if solver == "euler" else (nfe + 1) // 2 for nfe in (*NFE, *(MANY if solver == "euler" else ()))}
+    return {nfe: {"solver": solver, "grid": grid, "steps": n} for nfe, n in steps.items()}
+
+
+def stochastic(churn: float) -> dict[str, Any]:
+    """How samples are made with an amount of churn, in 35 evaluations."""
+    return {"solver": f"edm_stochastic(churn={churn}, s_min=0.05, s_max=50)", "grid": KARRAS, "steps": 18}
+
+
+def scorings() -> Iterator[tuple[str, dict[str, Any]]]:
+    """(network, how it is sampled), for all that is scored."""
+    for row, (network, *_) in ROWS.items():
+        yield from ((network, how) for how in ablation(row).values())
+    yield from ((name, EULER) for name in TRAINED)
+    yield from (("E", stochastic(churn)) for churn in CHURN)
+
+
 def per_level(run: protocol.Run) -> dict[str, Any]:
     """Of held-out images, per noise level: the loss that a run trains on, and the norm of its gradient, before and
     after training."""
     config = workdirs.read_config(run.workdir)
-    rec, trained = protocol.parameters(run.workdir, config.train.steps)
+    rec, trained, _ = workdirs.load_ema(run.workdir, config, workdirs.mesh_of(config))
     batch = {name: values[:256] for name, values in everything(workdirs.load_dataset(config, "test")).items()}
     key = jax.random.key(protocol.SEED)
 

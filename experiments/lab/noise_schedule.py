@@ -45,14 +45,21 @@ def main() -> None:
     rising = f"anneal(laplace(mean=2), laplace(mean=-2), over={end})"
     variants["curriculum"] = {"schedule": rising} | target("v")
     often = {"train.checkpoint_every": end // len(PARTS), "train.keep_every": end // len(PARTS)}
-    trained = protocol.runs("noise_schedule", {name: fields | often for name, fields in variants.items()})
 
-    def over_seeds(variant: str, part: float = 1.0, guidance: float = 1.0) -> dict[str, Any]:
-        mine, step = (run for run in trained if run.variant == variant), round(part * end)
-        return results.over_seeds(protocol.scored(run, step, grid=GRID, guidance=guidance) for run in mine)
+    def how(part: float, guidance: float = 1.0) -> dict[str, Any]:
+        return {"step": round(part * end), "grid": GRID, "guidance": guidance}
 
-    curves = {name: {part: over_seeds(name, part) for part in PARTS} for name in variants}
-    guidance = {name: {scale: over_seeds(f"{name}, v", guidance=scale) for scale in GUIDANCE} for name in SCHEDULES}
+    def scorings(variant: str) -> list[dict[str, Any]]:
+        guided = GUIDANCE if variant in {f"{name}, v" for name in SCHEDULES} else ()
+        return [*map(how, PARTS), *(how(1.0, scale) for scale in guided)]
+
+    trained = protocol.runs("noise_schedule", {name: fields | often for name, fields in variants.items()}, scorings)
+
+    def over_seeds(variant: str, how: dict[str, Any]) -> dict[str, Any]:
+        return results.over_seeds(protocol.scored(run, **how) for run in trained if run.variant == variant)
+
+    curves = {name: {part: over_seeds(name, how(part)) for part in PARTS} for name in variants}
+    guidance = {name: {scale: over_seeds(f"{name}, v", how(1.0, scale)) for scale in GUIDANCE} for name in SCHEDULES}
     shares = sooner(curves["Laplace, v"], curves["cosine, v"])
     found = {"steps": end, "curves": curves, "guidance": guidance, "sooner": shares}
     protocol.write("noise_schedule", found)

@@ -1,7 +1,8 @@
 """How the laboratory trains and scores, in one place for all of its experiments.
 
 Training: a variant is a config; each of its seeds 0, 1, ... is one run of experiments.train, on the same number of
-images for all variants, with the same exponential average. Runs that are done are not done again.
+images for all variants, with the same exponential average. Runs that are done are not done again; processes that are
+started with the same line, on one host or on hosts that share OUT, divide them among themselves.
 
 Scoring: `SAMPLES` images of the averaged parameters, of classes that go round, made by `SOLVER` in `STEPS` evaluations
 unless that is what the experiment is about, from the same noise for all, rounded to the data's grey levels, against the
@@ -16,10 +17,12 @@ training images:
 Given are means over the seeds and their standard errors (`experiments/lab/results.py`).
 """
 
+import contextlib
 import functools
 import json
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,16 +31,15 @@ import numpy as np
 from absl import flags
 
 from diffax import data, metrics
-from diffax.training import checkpoint
 from diffax.training.summary import read_json, write_json
 from experiments import pictures, train, variations
 from experiments import workdir as workdirs
 from experiments.generate import class_labels, generate
 from experiments.held_out import everything
 from experiments.lab import results
-from experiments.recipe import Recipe, recipe, sampler
+from experiments.recipe import sampler
 
-__all__ = ["Run", "config_of", "floor", "folder", "judges", "parameters", "runs", "score", "scored", "write"]
+__all__ = ["Run", "config_of", "floor", "folder", "judges", "runs", "score", "scored", "write"]
 
 SAMPLES = 1000
 SOLVER, GRID, STEPS = "default", "plain", 18
@@ -74,24 +76,50 @@ def folder(experiment: str, variant: str, seed: int | str) -> Path:
     return Path(results.OUT.value) / experiment / re.sub(r"[^\w.]+", "-", variant) / str(seed)
 
 
-def runs(experiment: str, variants: Mapping[str, Mapping[str, Any]]) -> list[Run]:
-    """Trains what is not trained yet. Returns the runs of all variants and seeds, in that order.
+def runs(
+    experiment: str,
+    variants: Mapping[str, Mapping[str, Any]],
+    scorings: Callable[[str], Iterable[Mapping[str, Any]]] = lambda variant: (),
+) -> list[Run]:
+    """Trains and scores what is not yet. Returns the runs of all variants and seeds, in that order.
 
     variants: name -> overrides of the config, "{seed}" in them standing for the seed. All configs are read before
     the first run starts.
+    scorings: variant -> the arguments of `scored`, for each score of its runs.
     """
-    todo = []
+    found, waiting = [], []
     for name, overrides in variants.items():
         for seed in results.seeds():
             fields = {field: str(value).replace("{seed}", str(seed)) for field, value in overrides.items()}
-            todo.append((Run(folder(experiment, name, seed), name, seed), config_of(fields | {"seed": seed})))
-    for i, (run, config) in enumerate(todo, start=1):
-        done = run.workdir / "summary.json"
-        if not (done.exists() and read_json(done).get("step") == config.train.steps):
-            print(f"[{i}/{len(todo)}] {experiment}/{run.variant}, seed {run.seed}", flush=True)
-            train.train(config, run.workdir)
-            jax.clear_caches()
-    return [run for run, _ in todo]
+            found.append(Run(folder(experiment, name, seed), name, seed))
+            waiting.append((found[-1], config_of(fields | {"seed": seed})))
+    # The first seed of all comes first, so that the programs of the others are in the cache by then.
+    waiting.sort(key=lambda item: item[0].seed)
+    while waiting:
+        busy = []
+        for run, config in waiting:
+            with _alone(run.workdir) as alone:
+                if not alone:
+                    busy.append((run, config))
+                    continue
+                done = run.workdir / "summary.json"
+                if not (done.exists() and read_json(done).get("step") == config.train.steps):
+                    print(f"{experiment}/{run.variant}, seed {run.seed}", flush=True)
+                    train.train(config, run.workdir)
+                for how in scorings(run.variant):
+                    scored(run, **how)
+                jax.clear_caches()
+        if waiting := busy:
+            time.sleep(2)
+    return found
+
+
+@contextlib.contextmanager
+def _alone(workdir: Path) -> Iterator[bool]:
+    """Whether no other process is training or scoring there, and keeps it so while in the context."""
+    workdir.parent.mkdir(parents=True, exist_ok=True)
+    with workdirs.lock(workdir.with_suffix(".lock")) as alone:
+        yield alone
 
 
 # ---- scoring --------------------------------------------------------------------------------------------------------
@@ -160,28 +188,13 @@ def scored(run: Run, step: int | None = None, **changed: Any) -> dict[str, float
     path = run.workdir / "scores.json"
     kept = read_json(path) if path.exists() else {}
     if what not in kept:
-        rec, params = parameters(run.workdir, step)
-        labels = class_labels(SAMPLES, rec.num_classes)
-        images = generate(
-            sampler(rec, **how),
-            params,
-            jax.random.key(SEED),
-            labels,
-            workdirs.mesh_of(config),
-            batch_size=500,
-            progress=False,
-        )
+        mesh = workdirs.mesh_of(config)
+        rec, params, _ = workdirs.load_ema(run.workdir, config, mesh, at=step)
+        labels, key = class_labels(SAMPLES, rec.num_classes), jax.random.key(SEED)
+        images = generate(sampler(rec, **how), params, key, labels, mesh, batch_size=500, progress=False)
         kept[what] = score(images, labels, rec.levels, judges(config.data.name, config.data.dir))
         write_json(path, kept)
     return kept[what]
-
-
-def parameters(workdir: Path, step: int) -> tuple[Recipe, Any]:
-    """The recipe of a run and its averaged parameters at a step of which it kept a checkpoint."""
-    config = workdirs.read_config(workdir)
-    rec = recipe(config, workdirs.load_dataset(config, "train"))
-    like = workdirs.parameters(rec, workdirs.mesh_of(config))
-    return rec, checkpoint.read(workdir / "checkpoints", step, {"ema": like}).items["ema"]
 
 
 def write(experiment: str, found: Mapping[str, Any]) -> None:

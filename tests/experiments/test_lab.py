@@ -1,5 +1,6 @@
 """The laboratory: its arithmetic, and each experiment once, on one network too small to say anything about noise."""
 
+import contextlib
 import json
 import types
 
@@ -44,7 +45,7 @@ def tiny(monkeypatch, tmp_path, trained, flags_of):
     for name, value in {"SAMPLES": 12, "STEPS": 2, "SIDE": 32, "SOLVER": "euler"}.items():
         monkeypatch.setattr(protocol, name, value)
 
-    def runs(experiment, variants):
+    def runs(experiment, variants, scorings=None):
         for fields in variants.values():
             protocol.config_of(fields)
         return [protocol.Run(trained, name, 0) for name in variants]
@@ -86,16 +87,38 @@ def test_each_variant_and_seed_is_trained_once(monkeypatch, flags_of, tmp_path):
     variants = {"a, b": {"schedule": "cosine()"}, "c": {"train.steps": 2, "sample.grid": "karras(rho={seed})"}}
     found = protocol.runs("one", variants)
     assert [(run.variant, run.seed) for run in found] == [("a, b", 0), ("a, b", 1), ("c", 0), ("c", 1)]
-    assert [run.workdir for run in found] == [workdir for _, workdir in trained]
+    assert [workdir for _, workdir in trained] == [found[i].workdir for i in (0, 2, 1, 3)]  # first seeds come first
     assert found[1].workdir == tmp_path / "one" / "a-b" / "1" == protocol.folder("one", "a, b", 1)
     configs = [config for config, _ in trained]
-    assert [config.seed for config in configs] == [0, 1, 0, 1] and configs[0].schedule == "cosine()"
-    assert [config.train.steps for config in configs] == [4, 4, 2, 2]  # of a variant, before --set
+    assert [config.seed for config in configs] == [0, 0, 1, 1] and configs[0].schedule == "cosine()"
+    assert [config.train.steps for config in configs] == [4, 2, 4, 2]  # of a variant, before --set
     assert configs[3].sample.grid == "karras(rho=1)" and configs[0].model.channels == 8
     again = len(trained)
     monkeypatch.setattr(protocol.train, "train", lambda config, workdir: trained.append((config, workdir)))
     protocol.runs("one", variants)
-    assert [workdir for _, workdir in trained[again:]] == [found[1].workdir]  # the one that had not come to its end
+    assert [workdir for _, workdir in trained[again:]] == [found[2].workdir]  # the one that had not come to its end
+
+
+def test_processes_divide_the_runs(monkeypatch, flags_of, tmp_path):
+    """Another process is at work on one run: the others are done meanwhile, and that one once it is let go of."""
+    done = []
+    monkeypatch.setattr(protocol.train, "train", lambda config, workdir: done.append(workdir))
+    monkeypatch.setattr(protocol, "scored", lambda run, **how: done.append((run.workdir, how)))
+    other = contextlib.ExitStack()
+    folders = {name: protocol.folder("two", name, 0) for name in "ab"}
+    folders["a"].parent.mkdir(parents=True)
+    assert other.enter_context(workdirs.lock(folders["a"].with_suffix(".lock")))
+    before = []
+
+    def sleep(seconds):
+        before.extend(done)
+        other.close()
+
+    monkeypatch.setattr(protocol.time, "sleep", sleep)
+    monkeypatch.setattr(results, "SEEDS", types.SimpleNamespace(value=1))
+    protocol.runs("two", {"a": {}, "b": {}}, lambda variant: [{"steps": ord(variant)}])
+    assert before == [folders["b"], (folders["b"], {"steps": 98})]
+    assert done == [*before, folders["a"], (folders["a"], {"steps": 97})]
 
 
 def test_bad_flags_are_named(monkeypatch, flags_of):

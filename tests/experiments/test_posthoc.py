@@ -105,7 +105,7 @@ def test_the_command_scans_lengths_and_the_others_take_one(kept, tmp_path):
         (["posthoc", "--sigma_rel=0.1,x"], "--sigma_rel = 0.1,x: must be numbers"),
         (["posthoc", "--sigma_rel=0.4"], "--sigma_rel = 0.4: must lie in"),
         (["sample", "--ema=0.4"], "sigma_rel = 0.4: must lie in"),
-        (["sample", "--ema_step=60"], "give its length, --ema"),
+        (["sample", "--ema_step=61"], "step = 61: has no checkpoint"),
     ],
 )
 def test_a_mistake_is_one_sentence(kept, arguments, words):
