@@ -12,6 +12,7 @@ reaches here. On a CPU the batch is split over one device a core. A U-Net is tim
 
 import functools
 import importlib.util
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +56,7 @@ def main() -> None:
             raise ValueError(f"--{name} = {value}: must be at least 1")
     if unknown := [name for name in MODELS.value if name not in models.PRESETS]:
         raise ValueError(f"--models = {','.join(unknown)}: must be some of {', '.join(models.PRESETS)}")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch wants its part of the memory
     mesh = sharding.data_mesh()
     if BATCH.value % mesh.size:
         raise ValueError(f"--batch = {BATCH.value}: must be a multiple of the {mesh.size} devices")

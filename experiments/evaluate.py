@@ -46,7 +46,9 @@ from experiments.recipe import sampler
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The directory of a training run.")
 EMA = flags.DEFINE_float("ema", None, "Relative width of the average to score, rebuilt from snapshots.")
-EMA_STEP = flags.DEFINE_integer("ema_step", None, "The checkpoint, or with --ema the snapshot, to use (default: the last).")
+EMA_STEP = flags.DEFINE_integer(
+    "ema_step", None, "The checkpoint, or with --ema the snapshot, to use (default: the last)."
+)
 N = flags.DEFINE_integer("n", 500, "Number of samples to judge.")
 SEED = flags.DEFINE_integer("seed", 1, "Seed of the samples.")
 INCEPTION = flags.DEFINE_string("inception", None, "A file of the weights of FID's Inception network: also report FID.")

@@ -22,7 +22,9 @@ from experiments.recipe import sampler
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The directory of a training run.")
 EMA = flags.DEFINE_float("ema", None, "Relative width of the average to sample from, rebuilt from snapshots.")
-EMA_STEP = flags.DEFINE_integer("ema_step", None, "The checkpoint, or with --ema the snapshot, to use (default: the last).")
+EMA_STEP = flags.DEFINE_integer(
+    "ema_step", None, "The checkpoint, or with --ema the snapshot, to use (default: the last)."
+)
 OUT = flags.DEFINE_string("out", "samples.png", "The picture (.png) or arrays (.npz) to write.")
 N = flags.DEFINE_integer("n", 64, "Number of images.")
 SOLVER = flags.DEFINE_string("solver", None, "Solver: a name, or a call such as 'unipc(order=3)'.")

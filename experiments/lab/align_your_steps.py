@@ -55,7 +55,10 @@ def main() -> None:
     exact = dx.gaussian_mixture(x0[:1000], STD)
     models = {"network": denoiser(networks[0][1]), "mixture": lambda label: exact}
     grids = {name: found_for(model, x0, images.get("label"), rec.num_classes) for name, model in models.items()}
-    judged: dict[str, list[Callable]] = {"network": [denoiser(params) for _, params in networks], "mixture": [models["mixture"]]}
+    judged: dict[str, list[Callable]] = {
+        "network": [denoiser(params) for _, params in networks],
+        "mixture": [models["mixture"]],
+    }
     distance = {
         name: [distances(model, grids[name], x0.shape[1:], rec.num_classes) for model in judged[name]]
         for name in models
@@ -69,7 +72,7 @@ def main() -> None:
                 table = f"tabulated({[float(s) for s in sigmas[:-1]]})"
                 scores = (protocol.scored(run, solver=solver, grid=table, steps=n) for run in trained)
                 found["fd"][f"{solver}, {grid}, {n}"] = results.over_seeds(scores)
-    protocol.write("align_your_steps", found)
+    protocol.write("align_your_steps", trained, found)
     results.picture("align_your_steps", plot(found))
 
 

@@ -45,7 +45,7 @@ def main() -> None:
     scores = {name: {steps: over_seeds(name, steps) for steps in EVALUATIONS} for name in planned}
     found = {"images": config.train.steps * config.train.batch_size, "variants": scores}
     print(table(found))
-    protocol.write("consistency", found)
+    protocol.write("consistency", runs, found)
     results.picture("consistency", plot(found))
 
 

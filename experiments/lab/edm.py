@@ -82,7 +82,7 @@ def main() -> None:
     first = {run.variant: run for run in reversed(trained)}
     pitfalls = {name: per_level(first["E" if name == "EDM" else name]) for name in PITFALLS}
     found = {"rows": rows, "euler_1000": many, "churn": churn, "pitfalls": pitfalls}
-    protocol.write("edm", found)
+    protocol.write("edm", trained, found)
     results.picture("edm", plot(found))
 
 

@@ -62,7 +62,7 @@ def main() -> None:
     guidance = {name: {scale: over_seeds(f"{name}, v", how(1.0, scale)) for scale in GUIDANCE} for name in SCHEDULES}
     shares = sooner(curves["Laplace, v"], curves["cosine, v"])
     found = {"steps": end, "curves": curves, "guidance": guidance, "sooner": shares}
-    protocol.write("noise_schedule", found)
+    protocol.write("noise_schedule", trained, found)
     results.picture("noise_schedule", plot(found))
 
 

@@ -197,8 +197,10 @@ def scored(run: Run, step: int | None = None, **changed: Any) -> dict[str, float
     return kept[what]
 
 
-def write(experiment: str, found: Mapping[str, Any]) -> None:
-    """OUT/EXPERIMENT.json: what was found, and how it was scored."""
+def write(experiment: str, trained: Iterable[Run], found: Mapping[str, Any]) -> None:
+    """OUT/EXPERIMENT.json: what was found, how it was scored, and what the runs were trained on."""
     protocol = {"samples": SAMPLES, "solver": SOLVER, "grid": GRID, "steps": STEPS, "features": f"ENLite0@{SIDE}"}
     held_out = floor(judges(DATA.value, config_of().data.dir))
-    results.write(experiment, {"data": DATA.value, "protocol": protocol, "held_out": held_out, **found})
+    devices = sorted({read_json(run.workdir / "summary.json")["environment"]["devices"] for run in trained})
+    about = {"data": DATA.value, "protocol": protocol, "held_out": held_out, "trained_on": devices}
+    results.write(experiment, about | dict(found))
