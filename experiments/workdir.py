@@ -190,9 +190,8 @@ def load_ema(
     directory = workdir / "checkpoints"
     if at is not None:
         _check_kept("checkpoint", at, checkpoint.steps(directory), directory)
-        restored = checkpoint.read(directory, at, {"ema": like})
-    else:
-        restored = checkpoint.restore(directory, {"ema": like}, read_only=True)
+        return rec, checkpoint.read(directory, at, {"ema": like}).items["ema"], at
+    restored = checkpoint.restore(directory, {"ema": like}, read_only=True)
     if restored is None:
         raise ValueError(f"--workdir = {workdir}: holds no checkpoint yet; let experiments.train get to its first one")
     return rec, restored.items["ema"], restored.step
