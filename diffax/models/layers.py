@@ -80,7 +80,8 @@ def draw(shapes: Any, key: Array) -> Any:
     """Parameters for a tree of Drawn (its values may be shapes), all from one draw of the random generator."""
     leaves, tree = jax.tree_util.tree_flatten(shapes, is_leaf=lambda a: isinstance(a, Drawn))
     sizes = [math.prod(leaf.value.shape) if leaf.std else 0 for leaf in leaves]
-    noise = jax.random.normal(key, (sum(sizes),))
+    # Written out first: a GPU's compiler would put the generator into every leaf that reads it, and take minutes.
+    noise = jax.lax.optimization_barrier(jax.random.normal(key, (sum(sizes),)))
     ends, made = np.cumsum(sizes), []
     for leaf, size, end in zip(leaves, sizes, ends, strict=True):
         value = jnp.full(leaf.value.shape, leaf.mean, leaf.value.dtype)
