@@ -153,6 +153,8 @@ def test_edm_goes_through(tiny, monkeypatch):
     found = tiny(edm)
     assert set(found["rows"]) == set("ABDEF") and found["rows"]["A"].keys() == {"3", "4"}
     assert all(row["3"]["fd"]["mean"] > 0 for row in found["rows"].values())
+    ratio = found["rows"]["D"]["3"]["fd"]["mean"] / found["euler_1000"]["D"]["fd"]["mean"]
+    assert found["of_euler_1000"]["D"]["3"]["mean"] == pytest.approx(ratio)
     gradient = found["pitfalls"]["EDM"]["before"]["gradient"]
     assert len(gradient) == 4 and min(gradient) > 0
 
