@@ -88,7 +88,9 @@ def train_step(
 
     The step draws from fold_in(key, state.step), so a resumed run repeats an unbroken one. `state` and `metrics` are
     donated. The state lies where `sharding.place` says; the batch is split over the axes `sharding.BATCH`. An update
-    that is not finite is left out (`diffax.training.guard`).
+    that is not finite is left out (`diffax.training.guard`). A loop must not be more than 30 steps ahead of several
+    devices of one CPU (wait for the `seen` of an earlier step): XLA takes 32 at a time, and the next one can then hold
+    the thread that the others wait for, for ever.
 
     Raises: ValueError if the batch does not divide by its shards times accumulate, or a number is out of range.
     """

@@ -196,7 +196,7 @@ def trainer(
             batch = {"truth": pairs.truth[index], "measured": pairs.measured[index]}
             state, seen, said = step(state, seen, sharding.put_batch(batch, mesh), step_key)
             running.append(said)
-            # Not further ahead: with tens of steps under way, two devices of a CPU can come to wait for one another.
+            # Not far ahead, see train_step.
             while len(running) > (2 if 0 < k < steps - 1 else 0):
                 jax.block_until_ready(running.popleft())
             started = time.perf_counter() if k == 0 else started
