@@ -12,8 +12,10 @@ picked with hindsight for each score, by more than the standard error of the dif
 shows the schedules and one row of images. What is done already, in OUT/cvdm_TASK, is not done again.
 """
 
+import contextlib
+import functools
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from absl import flags
 from tqdm import tqdm
 
 from diffax import metrics
-from diffax.training import sharding
+from diffax.training import checkpoint, sharding
 from diffax.training.summary import read_json, write_json
 from experiments import cli
 from experiments.lab import microscopy, restoration, results
@@ -81,7 +83,9 @@ def main() -> None:
 
 
 def study(variant: str, train: Pairs, test: Pairs, folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Each seed's scores, seconds of training, and levels at even u: kept in FOLDER/SEED.json, its images in .npz."""
+    """Each seed's scores, seconds of training, and levels at even u: kept in FOLDER/SEED.json, its images in .npz.
+
+    settings: what the scores are of; others ask for new ones."""
     model = restoration.model(variant, train.truth.shape[1:], train.measured.shape[-1], channels=CHANNELS.value)
     fit = restoration.trainer(model, train, sharding.data_mesh(), steps=STEPS.value, batch_size=BATCH.value)
     draw, measured = restoration.posterior(model, SAMPLING.value), jnp.asarray(test.measured)
@@ -91,7 +95,9 @@ def study(variant: str, train: Pairs, test: Pairs, folder: Path, settings: dict[
         path = folder / f"{seed}.json"
         kept = read_json(path) if path.exists() else {}
         if kept.get("settings") != settings:
-            params, seconds = fit(seed, f"{TASK.value}, {variant}, seed {seed}")
+            kept_in = folder / f"{seed}-{STEPS.value}x{BATCH.value}-{CHANNELS.value}-{SIZE.value}"
+            run = functools.partial(fit, seed, f"{TASK.value}, {variant}, seed {seed}")
+            params, seconds = trained(model, run, kept_in)
             keys = tqdm(jax.random.split(jax.random.key(_SEED), DRAWS.value), desc="restoring", leave=False)
             samples = np.stack([np.asarray(draw(params, measured, key)) for key in keys])
             logsnr = np.asarray(restoration.levels(model, params, measured, _LEVELS)).reshape(_LEVELS, -1)
@@ -106,6 +112,19 @@ def study(variant: str, train: Pairs, test: Pairs, folder: Path, settings: dict[
         done.append(kept)
     jax.clear_caches()
     return done
+
+
+def trained(model: restoration.Model, fit: Callable[[], tuple[Any, float]], kept_in: Path) -> tuple[Any, float]:
+    """The parameters of a run, and its seconds: those that were kept, or by fit()."""
+    like = sharding.like(jax.eval_shape(model.init, jax.random.key(0)), sharding.data_mesh())
+    if STEPS.value in checkpoint.steps(kept_in):
+        found = checkpoint.read(kept_in, STEPS.value, {"ema": like})
+        return found.items["ema"], found.meta["seconds"]
+    params, seconds = fit()
+    with contextlib.closing(checkpoint.manager(kept_in)) as manager:
+        checkpoint.save(manager, STEPS.value, {"ema": params}, {"seconds": seconds})
+        checkpoint.wait(manager)
+    return params, seconds
 
 
 def floor(train: Pairs, test: Pairs) -> dict[str, float]:

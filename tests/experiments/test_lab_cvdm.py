@@ -152,6 +152,26 @@ def test_draws_of_an_exact_model_are_those_of_its_posterior(per_pixel):
     assert scores["psnr_single"] == pytest.approx(10 * np.log10(4 / (0.09 * 2)), abs=0.3)
 
 
+def test_the_pixels_go_down_the_grid_in_their_mean():
+    rate = jnp.float32(RANDOM.uniform(6, 14, size=(3, 4, 4, 1)))
+    monotone = dx.schedules.learned_init(jax.random.key(0))
+    measured = jnp.zeros((3, 4, 4, 1))
+    plain = -2 * np.log(dx.grids.plain(12)[:-1])
+    for name, schedule in (
+        ("fixed", dx.schedules.truncate(dx.schedules.cosine(), -10, 10)),
+        ("per pixel", dx.schedules.per_pixel(monotone, rate)),
+    ):
+        model = small("cosine")._replace(schedule=lambda params, measured, schedule=schedule: schedule)
+        found = np.asarray(restoration.path(model, None, measured, 12))
+        ends = np.asarray(restoration.levels(model, None, measured, 2))
+        mean = found.mean((2, 3, 4)) if name == "per pixel" else found[:, None]
+        first = ends[0].mean((1, 2, 3)) if name == "per pixel" else ends[:1]
+        wanted = plain[-1] + (first - plain[-1]) * ((plain - plain[-1]) / (plain[0] - plain[-1]))[:, None]
+        np.testing.assert_allclose(mean, wanted, atol=0.03)
+        if name == "per pixel":
+            assert found[5].std(axis=(1, 2, 3)).min() > 0.02
+
+
 def test_an_unknown_schedule_is_named():
     with pytest.raises(ValueError, match="variant = 'nope': must be one of cosine"):
         small("nope")
@@ -185,6 +205,10 @@ def test_the_command_goes_through_and_goes_on(tmp_path):
     again = run(*tiny)
     assert again.returncode == 0 and kept.stat().st_mtime_ns == written
     assert json.loads((tmp_path / "cvdm_superresolution.json").read_text())["scores"] == found["scores"]
+    networks = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("2/meta/*")}  # of checkpoints of step 2
+    more = run(*tiny, "--draws=3")  # is scored anew, not trained
+    assert more.returncode == 0 and kept.stat().st_mtime_ns != written
+    assert len(networks) >= 4 and {path: path.stat().st_mtime_ns for path in tmp_path.rglob("2/meta/*")} == networks
 
 
 @pytest.mark.parametrize(
