@@ -37,7 +37,7 @@ from experiments import workdir as workdirs
 from experiments.generate import class_labels, generate
 from experiments.held_out import everything
 from experiments.lab import results
-from experiments.recipe import sampler
+from experiments.recipe import recipe, sampler
 
 __all__ = ["Run", "config_of", "floor", "folder", "judges", "runs", "score", "scored", "write"]
 
@@ -191,10 +191,18 @@ def scored(run: Run, step: int | None = None, **changed: Any) -> dict[str, float
         mesh = workdirs.mesh_of(config)
         rec, params, _ = workdirs.load_ema(run.workdir, config, mesh, at=step)
         labels, key = class_labels(SAMPLES, rec.num_classes), jax.random.key(SEED)
-        images = generate(sampler(rec, **how), params, key, labels, mesh, batch_size=500, progress=False)
+        draw = _sampler(run, json.dumps(how))
+        images = generate(draw, params, key, labels, mesh, batch_size=500, progress=False)
         kept[what] = score(images, labels, rec.levels, judges(config.data.name, config.data.dir))
         write_json(path, kept)
     return kept[what]
+
+
+@functools.lru_cache(maxsize=1)
+def _sampler(run: Run, how: str) -> Callable[..., jax.Array]:
+    """One for all steps of a run: to trace and load a compiled one again takes as long as to sample."""
+    config = workdirs.read_config(run.workdir)
+    return sampler(recipe(config, workdirs.load_dataset(config, "train")), **json.loads(how))
 
 
 def write(experiment: str, trained: Iterable[Run], found: Mapping[str, Any]) -> None:
