@@ -125,8 +125,8 @@ class Meter:
 
 def flop_of(function: Any, *arguments: Any) -> float | None:
     """Operations of a function of arrays or their shapes, as XLA counts them before it optimises; None if it cannot."""
-    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arguments)
     with contextlib.suppress(Exception), jax.default_device(jax.local_devices(backend="cpu")[0]):  # GPUs do not count
+        shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arguments)
         cost = jax.jit(function).lower(*shapes).cost_analysis()
         return float(cost["flops"]) if cost else None
     return None
