@@ -11,7 +11,10 @@ Scores are the FD and, since a better grid is one that comes nearer to the exact
 range of 2) to the end of `REFERENCE` steps from the same noise.
 """
 
+import functools
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,6 +23,7 @@ import numpy as np
 
 import diffax as dx
 from diffax import data
+from diffax.training.summary import read_json, write_json
 from experiments import cli
 from experiments import workdir as workdirs
 from experiments.generate import class_labels
@@ -39,6 +43,11 @@ ROUNDS, ITERATIONS = 6, 100
 STD = 0.1
 """Of the components of the exact mixture."""
 
+Grids = dict[str, dict[str, dict[int, Any]]]
+"""{grid: {solver: {n: sigmas [n + 1]}}}"""
+Model = Callable[[Any, Any], dx.Denoiser]
+"""(params, label) -> denoiser."""
+
 
 def main() -> None:
     trained = protocol.runs("align_your_steps", {"network": {}})
@@ -49,41 +58,42 @@ def main() -> None:
     rec, _ = networks[0]
     x0 = data.to_unit(images["image"], rec.levels)
 
-    def denoiser(params: Any) -> Callable[[Any], dx.Denoiser]:
-        return lambda label: dx.denoiser(rec.network.apply, params, rec.preconditioning, label)
-
     exact = dx.gaussian_mixture(x0[:1000], STD)
-    models = {"network": denoiser(networks[0][1]), "mixture": lambda label: exact}
-    grids = {name: found_for(model, x0, images.get("label"), rec.num_classes) for name, model in models.items()}
-    judged: dict[str, list[Callable]] = {
-        "network": [denoiser(params) for _, params in networks],
-        "mixture": [models["mixture"]],
+    models: dict[str, tuple[Model, list[Any]]] = {  # and what its denoisers are made of
+        "network": (
+            lambda params, label: dx.denoiser(rec.network.apply, params, rec.preconditioning, label),
+            [params for _, params in networks],
+        ),
+        "mixture": (lambda _, label: exact, [None]),
     }
-    distance = {
-        name: [distances(model, grids[name], x0.shape[1:], rec.num_classes) for model in judged[name]]
-        for name in models
-    }
-    found: dict[str, Any] = {"grids": jax.tree.map(np.ndarray.tolist, grids), "distance": {}, "fd": {}}
+    find = lambda name: found_for(
+        functools.partial(models[name][0], models[name][1][0]), x0, images.get("label"), rec.num_classes
+    )
+    grids = {name: kept(name, find) for name in models}
+    distance = {name: distances(*model, grids[name], x0.shape[1:], rec.num_classes) for name, model in models.items()}
+    found: dict[str, Any] = {"grids": jax.tree.map(np.ndarray.tolist, grids), "distance": {}}
     for name, values in distance.items():
         found["distance"][name] = {key: results.mean([value[key] for value in values]) for key in values[0]}
-    for solver in SOLVERS:
-        for grid, by_steps in grids["network"].items():
-            for n, sigmas in by_steps[solver].items():
-                table = f"tabulated({[float(s) for s in sigmas[:-1]]})"
-                scores = (protocol.scored(run, solver=solver, grid=table, steps=n) for run in trained)
-                found["fd"][f"{solver}, {grid}, {n}"] = results.over_seeds(scores)
+    how: dict[str, dict[str, Any]] = {
+        f"{solver}, {grid}, {n}": {"solver": solver, "grid": f"tabulated({sigmas[:-1].tolist()})", "steps": n}
+        for solver in SOLVERS
+        for grid, by_steps in grids["network"].items()
+        for n, sigmas in by_steps[solver].items()
+    }
+    protocol.runs("align_your_steps", {"network": {}}, lambda _: how.values())
+    found["fd"] = {key: results.over_seeds(protocol.scored(run, **how[key]) for run in trained) for key in how}
     protocol.write("align_your_steps", trained, found)
     results.picture("align_your_steps", plot(found))
 
 
-def found_for(model: Callable, x0: Any, label: Any, num_classes: int | None) -> dict[str, dict[str, dict[int, Any]]]:
-    """{grid: {solver: {n: sigmas [n + 1]}}} for a model."""
+def found_for(model: Callable[[Any], dx.Denoiser], x0: Any, label: Any, num_classes: int | None) -> Grids:
+    """For a model of label -> denoiser."""
     even = {
         "Karras": dx.schedules.karras(SIGMA_MIN, SIGMA_MAX),
         "logSNR": dx.schedules.geometric(SIGMA_MIN, SIGMA_MAX),
         "time": dx.schedules.truncate(dx.schedules.flow(), *(float(-2 * np.log(s)) for s in (SIGMA_MAX, SIGMA_MIN))),
     }
-    grids: dict[str, dict[str, dict[int, Any]]] = {
+    grids: Grids = {
         name: {solver: {n: np.asarray(dx.schedules.sigmas(schedule, n)) for n in STEPS} for solver in SOLVERS}
         for name, schedule in even.items()
     }
@@ -110,19 +120,44 @@ def found_for(model: Callable, x0: Any, label: Any, num_classes: int | None) -> 
     return grids
 
 
-def distances(
-    model: Callable, grids: dict[str, Any], shape: tuple[int, ...], num_classes: int | None
-) -> dict[str, float]:
-    """{"solver, grid, n": root mean square distance to the exact ends}."""
-    denoise, x = model(labels(JUDGED, num_classes)), noises(2, JUDGED, shape)
-    ends = lambda solver, sigmas: jax.jit(lambda: dx.sample(denoise, x, sigmas, solver=method(solver)))()
-    exact = ends("default", dx.grids.plain(REFERENCE))
+def kept(name: str, find: Callable[[str], Grids]) -> Grids:
+    """The grids for a model: as they were found before, or find(name), which takes long."""
+    path = Path(results.OUT.value) / "align_your_steps" / f"grids_{name}.json"
+    settings = [STEPS, SOLVERS, PILOTS, CLEAN, ALIGNED, ROUNDS, ITERATIONS, STD]
+    settings = json.loads(json.dumps(settings))  # tuples as they come back
+    before = read_json(path) if path.exists() else {}
+    if before.get("settings") != settings:
+        before = {"settings": settings, "grids": jax.tree.map(np.ndarray.tolist, find(name))}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, before)
     return {
-        f"{solver}, {grid}, {n}": float(jnp.sqrt(jnp.mean((ends(solver, sigmas) - exact) ** 2)))
-        for solver in SOLVERS
-        for grid, by_steps in grids.items()
-        for n, sigmas in by_steps[solver].items()
+        grid: {
+            solver: {int(n): np.asarray(sigmas) for n, sigmas in by_steps.items()} for solver, by_steps in found.items()
+        }
+        for grid, found in before["grids"].items()
     }
+
+
+def distances(
+    model: Model, parameters: list[Any], grids: Grids, shape: tuple[int, ...], num_classes: int | None
+) -> list[dict[str, float]]:
+    """Of each of the parameters: {"solver, grid, n": root mean square distance to the exact ends}."""
+    x, label = noises(2, JUDGED, shape), labels(JUDGED, num_classes)
+
+    @functools.partial(jax.jit, static_argnames="solver")
+    def ends(params: Any, sigmas: Any, solver: str) -> Any:
+        return dx.sample(model(params, label), x, sigmas, solver=method(solver))
+
+    def of(params: Any) -> dict[str, float]:
+        exact = ends(params, dx.grids.plain(REFERENCE), "default")
+        return {
+            f"{solver}, {grid}, {n}": float(jnp.sqrt(jnp.mean((ends(params, sigmas, solver) - exact) ** 2)))
+            for solver in SOLVERS
+            for grid, by_steps in grids.items()
+            for n, sigmas in by_steps[solver].items()
+        }
+
+    return [of(params) for params in parameters]
 
 
 def method(name: str) -> dx.solvers.Solver:

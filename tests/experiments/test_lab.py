@@ -200,6 +200,8 @@ def test_grids_go_through(tiny, monkeypatch):
     for grids in found["grids"].values():
         assert all(np.all(np.diff(by_steps["default"]["3"]) < 0) for by_steps in grids.values())
     assert found["distance"]["network"]["default, fit, 3"]["mean"] > 0
+    monkeypatch.setattr(align_your_steps, "found_for", None)  # they are kept
+    assert tiny(align_your_steps)["grids"] == found["grids"]
 
 
 def test_consistency_models_go_through(tiny):
