@@ -198,7 +198,7 @@ def plot(found: Mapping[str, Any], restored: Mapping[str, Any], test: Pairs) -> 
         spread.plot(nominal, list(scores.values()), "o-", ms=3, color=colours[name])
     quality.set_yticks(range(len(names)), names)
     quality.invert_yaxis()
-    quality.set(xlabel="PSNR of the posterior mean (dB), standard error over seeds", title=found["task"])
+    quality.set(xlabel="PSNR of the posterior mean (dB)", title=found["task"])
     spread.plot([0, 1], [0, 1], color="grey", lw=1, ls="--")
     spread.set(xlabel="nominal", ylabel="pixels inside", title="coverage of central intervals")
 
