@@ -5,7 +5,8 @@
     python -m experiments.evaluate --workdir runs/digits --n 10000 --inception weights-inception-2015-12-05-6726825d.pth
 
 What was measured before of the same parameters in the same way is printed again without work. Measured, for the
-averaged parameters of the newest checkpoint, or with --ema for those of another length (see `experiments.posthoc`):
+averaged parameters of the newest checkpoint (of that of --ema_step: metrics_stepK.json, grid_stepK.png), or with --ema
+for those of another length (see `experiments.posthoc`):
   accuracy             share of samples of a requested class that a classifier trained on real images takes for it
   held_out_accuracy    the same classifier on real held-out images: what can be expected at best
   nearest_samples      median distance per pixel (grey levels) from a sample to the nearest training image, and
@@ -73,7 +74,8 @@ def main() -> None:
     asked |= {"likelihood": True} if LIKELIHOOD.value else {}
     asked |= {"enlite0": True} if metrics.enlite0_weights() else {}
     asked |= {"inception": INCEPTION.value} if INCEPTION.value else {}
-    name = "" if EMA.value is None else f"_ema{EMA.value}"
+    earlier = "" if EMA_STEP.value is None else f"_step{step}"
+    name = earlier if EMA.value is None else f"_ema{EMA.value}"
     path, picture = workdir / f"metrics{name}.json", workdir / f"grid{name}.png"
     with contextlib.suppress(OSError, ValueError, KeyError):  # absent or damaged scores are made again
         known = read_json(path)

@@ -3,10 +3,10 @@
     python -m experiments.sample --workdir runs/digits --solver dpmpp_2m --steps 12 --n 64 --out grid.png
     python -m experiments.sample --workdir runs/digits --label 3,8 --guidance 3 --out threes_and_eights.png
 
-The averaged parameters of the newest checkpoint are used, or with --ema those of another length (see
-`experiments.posthoc`). What is not given is taken from the config of the run. Image
-number i depends on --seed and on i alone, so --n 100 begins with the images of --n 10. A name ending in .npz writes the
-arrays `images` (uint8) and `labels` in place of a picture.
+The averaged parameters of the newest checkpoint (or of that of --ema_step) are used, or with --ema those of another
+length (see `experiments.posthoc`). What is not given is taken from the config of the run. Image number i depends on
+--seed and on i alone, so --n 100 begins with the images of --n 10. A name ending in .npz writes the arrays `images`
+(uint8) and `labels` in place of a picture.
 """
 
 from pathlib import Path

@@ -143,7 +143,7 @@ def train(config, workdir: Path, *, profile: tuple[int, int] | None = None) -> d
         # ---- the loop ----
         writer = stack.enter_context(contextlib.closing(create_writer(workdir, just_logging=not lead)))
         log = stack.enter_context(contextlib.closing(Log(workdir / "metrics.jsonl", start, write=lead)))
-        flop = _flop_per_step(config, dataset, state.params)
+        flop = _flop_per_step(config, rec, state.params)
         meter = stack.enter_context(
             contextlib.closing(Meter(batch_size, flop, stall_seconds=config.train.stall_seconds))
         )
@@ -334,19 +334,19 @@ def _write_samples(workdir: Path, k: int, draw, state: TrainState, key, rec: Rec
         writer.write_images(k, {"samples": picture[np.newaxis], "loss_per_level": levels[np.newaxis]})
 
 
-def _flop_per_step(config, dataset: data.Dataset, params) -> Callable[[], float | None]:
+def _flop_per_step(config, rec: Recipe, params) -> Callable[[], float | None]:
     """Of the model: those of a forward pass, three times for a denoiser, whatever is computed again."""
 
     shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
 
     def count() -> float | None:
-        plain = config.copy_and_resolve_references()
-        plain.model.dtype = "float32"  # whose attention is spelled out, so that it is counted
-        rec, batch = recipes.recipe(plain, dataset), config.train.batch_size
+        # float32, whose attention is spelled out, so that it is counted
+        network = recipes.build_network(config.model, rec.shape, rec.num_classes, np.float32)
+        batch = config.train.batch_size
         x = jax.ShapeDtypeStruct((batch, *rec.shape), np.float32)
         c_noise = jax.ShapeDtypeStruct((batch,), np.float32)
         label = None if rec.num_classes is None else jax.ShapeDtypeStruct((batch,), np.int32)
-        forward = flop_of(rec.network.apply, shapes, x, c_noise, label)
+        forward = flop_of(network.apply, shapes, x, c_noise, label)
         return None if forward is None else rec.objective.passes * forward
 
     return count

@@ -13,7 +13,7 @@ range of 2) to the end of `REFERENCE` steps from the same noise.
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,19 +66,20 @@ def main() -> None:
         ),
         "mixture": (lambda _, label: exact, [None]),
     }
-    find = lambda name: found_for(
-        functools.partial(models[name][0], models[name][1][0]), x0, images.get("label"), rec.num_classes
-    )
-    grids = {name: kept(name, find) for name in models}
+
+    def find(name: str) -> Grids:
+        model, parameters = models[name]
+        first = functools.partial(model, parameters[0])
+        return found_for(first, x0, images.get("label"), rec.num_classes)
+
+    grids = {name: kept(name, functools.partial(find, name)) for name in models}
     distance = {name: distances(*model, grids[name], x0.shape[1:], rec.num_classes) for name, model in models.items()}
     found: dict[str, Any] = {"grids": jax.tree.map(np.ndarray.tolist, grids), "distance": {}}
     for name, values in distance.items():
         found["distance"][name] = {key: results.mean([value[key] for value in values]) for key in values[0]}
     how: dict[str, dict[str, Any]] = {
-        f"{solver}, {grid}, {n}": {"solver": solver, "grid": f"tabulated({sigmas[:-1].tolist()})", "steps": n}
-        for solver in SOLVERS
-        for grid, by_steps in grids["network"].items()
-        for n, sigmas in by_steps[solver].items()
+        key: {"solver": solver, "grid": f"tabulated({sigmas[:-1].tolist()})", "steps": len(sigmas) - 1}
+        for key, solver, sigmas in each(grids["network"])
     }
     protocol.runs("align_your_steps", {"network": {}}, lambda _: how.values())
     found["fd"] = {key: results.over_seeds(protocol.scored(run, **how[key]) for run in trained) for key in how}
@@ -120,14 +121,21 @@ def found_for(model: Callable[[Any], dx.Denoiser], x0: Any, label: Any, num_clas
     return grids
 
 
-def kept(name: str, find: Callable[[str], Grids]) -> Grids:
-    """The grids for a model: as they were found before, or find(name), which takes long."""
+def each(grids: Grids) -> Iterator[tuple[str, str, Any]]:
+    """("solver, grid, n", solver, sigmas [n + 1])."""
+    for solver in SOLVERS:
+        for grid, by_solver in grids.items():
+            yield from ((f"{solver}, {grid}, {n}", solver, sigmas) for n, sigmas in by_solver[solver].items())
+
+
+def kept(name: str, find: Callable[[], Grids]) -> Grids:
+    """The grids for a model: as they were found before, or find(), which takes long."""
     path = Path(results.OUT.value) / "align_your_steps" / f"grids_{name}.json"
     settings = [STEPS, SOLVERS, PILOTS, CLEAN, ALIGNED, ROUNDS, ITERATIONS, STD]
     settings = json.loads(json.dumps(settings))  # tuples as they come back
     before = read_json(path) if path.exists() else {}
     if before.get("settings") != settings:
-        before = {"settings": settings, "grids": jax.tree.map(np.ndarray.tolist, find(name))}
+        before = {"settings": settings, "grids": jax.tree.map(np.ndarray.tolist, find())}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, before)
     return {
@@ -151,10 +159,8 @@ def distances(
     def of(params: Any) -> dict[str, float]:
         exact = ends(params, dx.grids.plain(REFERENCE), "default")
         return {
-            f"{solver}, {grid}, {n}": float(jnp.sqrt(jnp.mean((ends(params, sigmas, solver) - exact) ** 2)))
-            for solver in SOLVERS
-            for grid, by_steps in grids.items()
-            for n, sigmas in by_steps[solver].items()
+            key: float(jnp.sqrt(jnp.mean((ends(params, sigmas, solver) - exact) ** 2)))
+            for key, solver, sigmas in each(grids)
         }
 
     return [of(params) for params in parameters]

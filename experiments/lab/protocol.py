@@ -17,12 +17,11 @@ training images:
 Given are means over the seeds and their standard errors (`experiments/lab/results.py`).
 """
 
-import contextlib
 import functools
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,7 +97,8 @@ def runs(
     while waiting:
         busy = []
         for run, config in waiting:
-            with _alone(run.workdir) as alone:
+            run.workdir.parent.mkdir(parents=True, exist_ok=True)
+            with workdirs.lock(run.workdir.with_suffix(".lock")) as alone:
                 if not alone:
                     busy.append((run, config))
                     continue
@@ -112,14 +112,6 @@ def runs(
         if waiting := busy:
             time.sleep(2)
     return found
-
-
-@contextlib.contextmanager
-def _alone(workdir: Path) -> Iterator[bool]:
-    """Whether no other process is training or scoring there, and keeps it so while in the context."""
-    workdir.parent.mkdir(parents=True, exist_ok=True)
-    with workdirs.lock(workdir.with_suffix(".lock")) as alone:
-        yield alone
 
 
 # ---- scoring --------------------------------------------------------------------------------------------------------

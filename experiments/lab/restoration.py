@@ -13,7 +13,6 @@ ancestral steps. In as few as 16, those lose a fifth or more of a posterior's sp
 of a learned schedule, which has little to say near the clean end, the last of 16 even steps goes from logSNR 2 to 9.)
 """
 
-import collections
 import functools
 import time
 from collections.abc import Callable, Mapping
@@ -37,7 +36,7 @@ from diffax.schedules import Schedule
 from diffax.training import sharding
 from diffax.training.metrics import TrainMetrics
 from diffax.training.optimizer import adam_with_warmup
-from diffax.training.step import Seen, init_state, train_step
+from diffax.training.step import init_state, train_step
 from experiments.lab.microscopy import Pairs
 
 __all__ = ["FIXED", "LEARNED", "Model", "levels", "model", "path", "posterior", "scores", "trainer"]
@@ -192,15 +191,13 @@ def trainer(
         state = init_state(model.init, optimizer, init_key, mesh)
         seen = sharding.put_replicated(TrainMetrics.empty(), mesh)
         rng, started = np.random.default_rng(seed), time.perf_counter()
-        running: collections.deque[Seen] = collections.deque()
+        before: Any = None
         for k in tqdm(range(steps), desc=title, unit="step", mininterval=1, leave=False):
             index = rng.integers(len(pairs.truth), size=batch_size)
             batch = {"truth": pairs.truth[index], "measured": pairs.measured[index]}
             state, seen, said = step(state, seen, sharding.put_batch(batch, mesh), step_key)
-            running.append(said)
-            # Not far ahead, see train_step.
-            while len(running) > (2 if 0 < k < steps - 1 else 0):
-                jax.block_until_ready(running.popleft())
+            jax.block_until_ready(said if k in (0, steps - 1) else before)  # not far ahead, see train_step
+            before = said
             started = time.perf_counter() if k == 0 else started
         if skipped := int(state.guard.skipped):
             raise ValueError(f"{title}: {skipped} updates were left out, since they were not finite")

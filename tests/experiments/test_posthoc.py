@@ -91,6 +91,9 @@ def test_the_command_scans_lengths_and_the_others_take_one(kept, tmp_path):
     out = tmp_path / "a.npz"
     done = run("sample", f"--workdir={workdir}", "--ema=0.15", "--ema_step=60", "--n=4", f"--out={out}")
     assert done.returncode == 0 and "step 60" in done.stdout and np.load(out)["images"].shape == (4, 8, 8, 1)
+    done = run("evaluate", f"--workdir={workdir}", "--ema_step=60", "--n=10")
+    assert done.returncode == 0 and "at step 60" in done.stdout, done.stderr
+    assert (workdir / "metrics_step60.json").exists() and not (workdir / "metrics.json").exists()
     done = run("evaluate", f"--workdir={workdir}", "--ema=0.05", "--ema_step=60", "--n=10")
     assert done.returncode == 0 and "metrics_ema0.05.json" in done.stdout, done.stderr
     scores = json.loads((workdir / "metrics_ema0.05.json").read_text())
