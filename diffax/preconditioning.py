@@ -34,7 +34,7 @@ from diffax import _check
 from diffax._array import Scalar, at_least_float32, per_sample
 from diffax.schedules import sigma_from_logsnr
 
-__all__ = ["Coefficients", "Preconditioning", "edm", "eps", "flow", "score", "v", "x0"]
+__all__ = ["Coefficients", "Preconditioning", "edm", "eps", "flow", "score", "unscaled_input", "v", "x0"]
 
 
 class Coefficients(NamedTuple):
@@ -122,6 +122,12 @@ def edm(sigma_data: Scalar = 0.5) -> Preconditioning:
         return noise / sigma_data, -data
 
     return Preconditioning(predicts, lambda lam: shares(lam)[0] / sigma_data)
+
+
+def unscaled_input(preconditioning: Preconditioning) -> Preconditioning:
+    """The same target for a network that sees x itself, c_in = 1, which grows with sigma: a pitfall that Karras et al.
+    2022 name (section 5)."""
+    return dataclasses.replace(preconditioning, c_in=jnp.ones_like)
 
 
 def _alpha(logsnr: Array) -> Array:

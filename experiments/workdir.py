@@ -5,9 +5,10 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import ml_collections
@@ -29,6 +30,7 @@ __all__ = [
     "Snapshots",
     "check",
     "claim",
+    "divided",
     "flatten",
     "identity",
     "load_dataset",
@@ -109,6 +111,27 @@ def lock(path: Path) -> Iterator[bool]:
             except BlockingIOError:
                 alone = False
         yield alone
+
+
+Work = TypeVar("Work")
+
+
+def divided(work: Mapping[Path, Work]) -> Iterator[Work]:
+    """Each piece of work, once no other process that goes through the same holds it; it is held while it is used.
+
+    So processes that are started with the same line divide it: what one is at, the others come to when it is done.
+    work: PATH -> piece, PATH.lock being the file that stands for it.
+    """
+    waiting = dict(work)
+    while waiting:
+        for path, piece in list(waiting.items()):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with lock(path.with_suffix(".lock")) as alone:
+                if alone:
+                    del waiting[path]
+                    yield piece
+        if waiting:
+            time.sleep(2)
 
 
 def identity(config: ml_collections.ConfigDict) -> str:

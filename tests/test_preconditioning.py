@@ -18,6 +18,7 @@ TARGETS = {
     "eps": (P.eps(), N + 0 * SIGMA, ALPHA * X0 + SIGMA_T * N),
     "score": (P.score(), -N / SIGMA, X0 + SIGMA * N),
     "x0": (P.x0(), X0 + 0 * SIGMA, ALPHA * X0 + SIGMA_T * N),
+    "unscaled input": (P.unscaled_input(P.x0()), X0 + 0 * SIGMA, X0 + SIGMA * N),
     "v": (P.v(), ALPHA * N - SIGMA_T * X0, ALPHA * X0 + SIGMA_T * N),
     "flow": (P.flow(), N - X0 + 0 * SIGMA, (1 - T) * X0 + T * N),
 }

@@ -2,13 +2,13 @@
 
     python -m experiments.lab.align_your_steps --out runs/lab
 
-Grids of 5 to 20 steps: Karras (rho = 7), even in logSNR, even in the time of a flow, those of least KLUB (found with 10
-and with 20 steps, and interpolated in between as in the paper), and those of `grids.fit`; for trained networks and for
-an exact mixture of training images, by two solvers. Grids are found for the network of the first seed, on other noise
-than they are judged on, and used for those of all seeds.
+Grids of 5 to 20 steps: Karras (rho = 7), even in logSNR, even in the time of a flow, those of least KLUB and those of
+`grids.fit`; for trained networks and for an exact mixture of training images; by two deterministic solvers and by
+`STOCHASTIC`, stochastic DDIM, which the KLUB is a bound for and `grids.fit` is not made for. Grids are found for the
+network of the first seed, on other noise than they are judged on, and used for those of all seeds.
 
 Scores are the FD and, since a better grid is one that comes nearer to the exact solution, the distance per pixel (of a
-range of 2) to the end of `REFERENCE` steps from the same noise.
+range of 2) of the deterministic solvers to the end of `REFERENCE` steps from the same noise.
 """
 
 import functools
@@ -31,13 +31,11 @@ from experiments.held_out import everything
 from experiments.lab import protocol, results
 
 STEPS = (5, 6, 8, 10, 15, 20)
-SOLVERS = ("dpmpp_2m", "default")
+SOLVERS, STOCHASTIC = ("dpmpp_2m", "default"), "ancestral"
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
-PILOTS, CLEAN, JUDGED = 64, 128, 256
+PILOTS, CLEAN, JUDGED = 64, 256, 256
 """Noises of grids.fit, images of grids.align_your_steps, and noises that the distance is measured on."""
 REFERENCE = 128
-ALIGNED = (10, 20)
-"""Steps that the bound is minimised for."""
 ROUNDS, ITERATIONS = 6, 100
 """Of align_your_steps, and of fit."""
 STD = 0.1
@@ -66,13 +64,15 @@ def main() -> None:
         ),
         "mixture": (lambda _, label: exact, [None]),
     }
+    clean = {"network": x0[:CLEAN], "mixture": x0[:CLEAN] + STD * noises(3, CLEAN, x0.shape[1:]) / SIGMA_MAX}
 
     def find(name: str) -> Grids:
         model, parameters = models[name]
-        first = functools.partial(model, parameters[0])
-        return found_for(first, x0, images.get("label"), rec.num_classes)
+        label = images["label"][:CLEAN] if "label" in images else None
+        return found_for(functools.partial(model, parameters[0]), clean[name], label, rec.num_classes)
 
-    grids = {name: kept(name, functools.partial(find, name)) for name in models}
+    trained_on = [config.data.name, config.train.steps]
+    grids = {name: kept(name, trained_on, functools.partial(find, name)) for name in models}
     distance = {name: distances(*model, grids[name], x0.shape[1:], rec.num_classes) for name, model in models.items()}
     found: dict[str, Any] = {"grids": jax.tree.map(np.ndarray.tolist, grids), "distance": {}}
     for name, values in distance.items():
@@ -87,35 +87,23 @@ def main() -> None:
     results.picture("align_your_steps", plot(found))
 
 
-def found_for(model: Callable[[Any], dx.Denoiser], x0: Any, label: Any, num_classes: int | None) -> Grids:
-    """For a model of label -> denoiser."""
+def found_for(model: Callable[[Any], dx.Denoiser], clean: Any, label: Any, num_classes: int | None) -> Grids:
+    """For a model of label -> denoiser, and images of its law with their labels."""
     even = {
         "Karras": dx.schedules.karras(SIGMA_MIN, SIGMA_MAX),
         "logSNR": dx.schedules.geometric(SIGMA_MIN, SIGMA_MAX),
         "time": dx.schedules.truncate(dx.schedules.flow(), *(float(-2 * np.log(s)) for s in (SIGMA_MAX, SIGMA_MIN))),
     }
-    grids: Grids = {
-        name: {solver: {n: np.asarray(dx.schedules.sigmas(schedule, n)) for n in STEPS} for solver in SOLVERS}
-        for name, schedule in even.items()
+    by_name = {
+        name: {n: np.asarray(dx.schedules.sigmas(schedule, n)) for n in STEPS} for name, schedule in even.items()
     }
-    denoise = model(None if label is None else jnp.asarray(label[:CLEAN]))
-    aligned = {}
-    for most in ALIGNED:
-        aligned[most] = dx.grids.align_your_steps(
-            denoise,
-            x0[:CLEAN],
-            most,
-            jax.random.key(0),
-            sigma_min=SIGMA_MIN,
-            sigma_max=SIGMA_MAX,
-            rounds=ROUNDS,
-            final=None,
-        )
-    nearest = {n: min((most for most in ALIGNED if most >= n), default=max(ALIGNED)) for n in STEPS}
-    steps = {n: np.asarray(dx.schedules.sigmas(dx.schedules.tabulated(aligned[nearest[n]]), n)) for n in STEPS}
-    grids["AYS"] = dict.fromkeys(SOLVERS, steps)
+    denoise = model(None if label is None else jnp.asarray(label))
+    ends = {"sigma_min": SIGMA_MIN, "sigma_max": SIGMA_MAX}
+    aligned = lambda n: dx.grids.align_your_steps(denoise, clean, n, jax.random.key(0), rounds=ROUNDS, **ends)
+    by_name["AYS"] = {n: aligned(n) for n in STEPS}
+    grids: Grids = {name: dict.fromkeys((*SOLVERS, STOCHASTIC), by_steps) for name, by_steps in by_name.items()}
 
-    pilots, denoise = noises(1, PILOTS, x0.shape[1:]), model(labels(PILOTS, num_classes))
+    pilots, denoise = noises(1, PILOTS, clean.shape[1:]), model(labels(PILOTS, num_classes))
     fit = lambda n, solver: dx.grids.fit(denoise, pilots, n, solver=method(solver), iterations=ITERATIONS)
     grids["fit"] = {solver: {n: fit(n, solver) for n in STEPS} for solver in SOLVERS}
     return grids
@@ -123,15 +111,15 @@ def found_for(model: Callable[[Any], dx.Denoiser], x0: Any, label: Any, num_clas
 
 def each(grids: Grids) -> Iterator[tuple[str, str, Any]]:
     """("solver, grid, n", solver, sigmas [n + 1])."""
-    for solver in SOLVERS:
-        for grid, by_solver in grids.items():
-            yield from ((f"{solver}, {grid}, {n}", solver, sigmas) for n, sigmas in by_solver[solver].items())
+    for grid, by_solver in grids.items():
+        for solver, by_steps in by_solver.items():
+            yield from ((f"{solver}, {grid}, {n}", solver, sigmas) for n, sigmas in by_steps.items())
 
 
-def kept(name: str, find: Callable[[], Grids]) -> Grids:
+def kept(name: str, trained_on: list[Any], find: Callable[[], Grids]) -> Grids:
     """The grids for a model: as they were found before, or find(), which takes long."""
     path = Path(results.OUT.value) / "align_your_steps" / f"grids_{name}.json"
-    settings = [STEPS, SOLVERS, PILOTS, CLEAN, ALIGNED, ROUNDS, ITERATIONS, STD]
+    settings = [*trained_on, STEPS, SOLVERS, PILOTS, CLEAN, ROUNDS, ITERATIONS, STD]
     settings = json.loads(json.dumps(settings))  # tuples as they come back
     before = read_json(path) if path.exists() else {}
     if before.get("settings") != settings:
@@ -161,6 +149,7 @@ def distances(
         return {
             key: float(jnp.sqrt(jnp.mean((ends(params, sigmas, solver) - exact) ** 2)))
             for key, solver, sigmas in each(grids)
+            if solver != STOCHASTIC
         }
 
     return [of(params) for params in parameters]
@@ -181,20 +170,24 @@ def labels(count: int, num_classes: int | None) -> Any:
 def plot(found: dict[str, Any]) -> Any:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(15, 8), layout="constrained")
-    axes = figure.subplots(len(SOLVERS), 3, squeeze=False)
-    for solver, (fd, network, mixture) in zip(SOLVERS, axes, strict=True):
-        for grid in found["grids"]["network"]:
-            key = lambda n, solver=solver, grid=grid: f"{solver}, {grid}, {n}"
-            results.line(fd, {n: found["fd"][key(n)]["fd"] for n in STEPS}, label=grid)
-            results.line(network, {n: found["distance"]["network"][key(n)] for n in STEPS}, label=grid)
-            results.line(mixture, {n: found["distance"]["mixture"][key(n)] for n in STEPS}, label=grid)
-        fd.set(ylabel="FD-ENLite0", title=f"networks, {solver}")
-        network.set(ylabel="distance to the exact end", title=f"networks, {solver}")
-        mixture.set(ylabel="distance to the exact end", title=f"exact mixture, {solver}")
-        for ax in (fd, network, mixture):
-            ax.set(xlabel="evaluations", yscale="log")
-            ax.legend(frameon=False)
+    scores = {
+        "FD-ENLite0, networks": {key: value["fd"] for key, value in found["fd"].items()},
+        "distance to the exact end, networks": found["distance"]["network"],
+        "distance to the exact end, exact mixture": found["distance"]["mixture"],
+    }
+    solvers = (*SOLVERS, STOCHASTIC)
+    figure = Figure(figsize=(15, 11), layout="constrained")
+    for (what, by_key), axes in zip(scores.items(), figure.subplots(3, len(solvers), squeeze=False), strict=True):
+        for solver, ax in zip(solvers, axes, strict=True):
+            for i, grid in enumerate(found["grids"]["network"]):
+                keys = {n: f"{solver}, {grid}, {n}" for n in STEPS}
+                if all(key in by_key for key in keys.values()):
+                    results.line(ax, {n: by_key[key] for n, key in keys.items()}, label=grid, color=f"C{i}")
+            ax.set(xlabel="evaluations", ylabel=what, yscale="log", title=solver)
+            if ax.has_data():
+                ax.legend(frameon=False)
+            else:
+                ax.axis("off")
     return figure
 
 

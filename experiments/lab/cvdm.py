@@ -29,6 +29,7 @@ from diffax import metrics
 from diffax.training import checkpoint, sharding
 from diffax.training.summary import read_json, write_json
 from experiments import cli
+from experiments import workdir as workdirs
 from experiments.lab import microscopy, restoration, results
 from experiments.lab.microscopy import Pairs
 
@@ -65,7 +66,11 @@ def main() -> None:
         train, test = microscopy.pairs(microscopy.TASKS[TASK.value](), size=SIZE.value, test=TEST.value)
     settings = {flag.name: flag.value for flag in (STEPS, BATCH, CHANNELS, SIZE, TEST, DRAWS, SAMPLING)}
     folder = Path(results.OUT.value) / f"cvdm_{TASK.value}"
-    runs = {name: study(name, train, test, folder / name.replace(" ", "_"), settings) for name in SCHEDULES.value}
+    folders = {name: folder / name.replace(" ", "_") for name in SCHEDULES.value}
+    done = {}
+    for name in workdirs.divided({path: name for name, path in folders.items()}):
+        done[name] = study(name, train, test, folders[name], settings)
+    runs = {name: done[name] for name in SCHEDULES.value}
     scores = {name: [run["scores"] for run in done] for name, done in runs.items()}
     found = {
         "task": TASK.value,
@@ -76,7 +81,7 @@ def main() -> None:
         "logsnr": {name: done[0]["logsnr"] for name, done in runs.items()},
         "claims": claims(scores),
     }
-    restored = {name: np.load(folder / name.replace(" ", "_") / "0.npz") for name in runs}
+    restored = {name: np.load(path / "0.npz") for name, path in folders.items()}
     print("\n".join(table(found)))
     results.write(f"cvdm_{TASK.value}", found)
     results.picture(f"cvdm_{TASK.value}", plot(found, restored, test))

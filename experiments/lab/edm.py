@@ -2,18 +2,19 @@
 
     python -m experiments.lab.edm --out runs/lab
 
-Rows, as in the paper's table 2, each with its config in `ROWS`:
-  A  the VP recipe of Song et al. 2021 (eps, uniform time), and its sampler: Euler on an even grid of time
-  B  the network of A under EDM's deterministic sampler: Heun on the rho = 7 grid
-  D  and preconditioning
-  E  and the loss: its weight, log-normal levels
-  F  and geometric augmentation, of which the network is told
-(The paper's rows B and C also change hyperparameters and the widths of a network of 56M parameters, which has no
-counterpart here; so that what differs between rows is what they say.)
+Rows, each with its config in `ROWS`, from the paper's figure 2 (samplers of one network) and table 2 (training):
+  A   the VP recipe of Song et al. 2021 (eps, uniform time), and its sampler: Euler in time t, on an even grid of it
+  A'  the network of A under DDIM on that grid: Euler in sigma
+  B   the network of A under EDM's deterministic sampler: Heun on the rho = 7 grid
+  D   and preconditioning
+  E   and the loss: its weight, log-normal levels
+  F   and geometric augmentation, of which the network is told
+  E'  the network of E under `dx.sample`'s own solver and grid, which came later
+(B and C of table 2 are hyperparameters and widths of a network of 56M parameters and have no counterpart here.)
 
 Written are the FD of each row against the number of evaluations, of the stochastic sampler against its churn, and for
-the pitfalls the loss and the norm of its gradient per noise level: of an input that is not standardised, and of a loss
-that is not scaled.
+the pitfalls the loss and the norm of its gradient per noise level, before training and after: of an input that is not
+standardised (c_in = 1), and of a loss that is not scaled (weight 1).
 """
 
 from collections.abc import Iterator
@@ -43,28 +44,35 @@ TRAINED: dict[str, dict[str, str]] = {
     "F": {"schedule": "edm()", "preconditioning": "edm()", "weighting": "edm()", "model.augment": "0.12"},
 }
 ROWS = {  # row -> (the network, its solver, its grid)
-    "A": ("A", "euler", VP_GRID),
+    "A": ("A", "euler_vp", VP_GRID),
+    "A'": ("A", "euler", VP_GRID),
     "B": ("A", "heun", KARRAS),
     "D": ("D", "heun", KARRAS),
     "E": ("E", "heun", KARRAS),
     "F": ("F", "heun", KARRAS),
+    "E'": ("E", "default", "plain"),
 }
 LABELS = {
-    "A": "A: VP, Euler on its grid",
-    "B": "B: deterministic sampler of EDM",
+    "A": "A: VP, Euler in its time",
+    "A'": "A': DDIM on the grid of A",
+    "B": "B: A under EDM's deterministic sampler",
     "D": "D: and preconditioning",
     "E": "E: and loss",
     "F": "F: and augmentation",
+    "E'": "E': E under diffax's own sampler",
 }
 NFE = (9, 15, 21, 35, 59, 79)
 MANY = (250, 1000)
-"""Of Euler, for row A."""
+"""Of Euler, for rows A and A'."""
 EULER = {"solver": "euler", "grid": KARRAS, "steps": MANY[-1]}
-CHURN = (0, 5, 10, 20, 40, 80)
+CHURN = (0.0, 0.05, 0.1, 0.2, 0.4)
+"""S_churn over the steps: gamma, by which a step first raises sigma. The sampler cuts it off at sqrt(2) - 1."""
+CHURNED = (35, 127)
+"""Evaluations that the stochastic sampler is given."""
 PITFALLS: dict[str, dict[str, str]] = {
     "EDM": TRAINED["E"],
-    "input as it is": TRAINED["E"] | {"preconditioning": "score()"},
-    "loss as it is": TRAINED["E"] | {"weighting": "uniform()"},
+    "unscaled input": TRAINED["E"] | {"preconditioning": "unscaled_input(edm())"},
+    "unscaled loss": TRAINED["E"] | {"weighting": "uniform()"},
 }
 LEVELS = np.arange(-9.0, 13.0)
 
@@ -78,15 +86,21 @@ def main() -> None:
 
     rows = {row: {nfe: over_seeds(ROWS[row][0], how) for nfe, how in ablation(row).items()} for row in ROWS}
     many = {name: over_seeds(name, EULER) for name in TRAINED}
-    churn = {amount: over_seeds("E", stochastic(amount)) for amount in CHURN}
-    first = {run.variant: run for run in reversed(trained)}
-    pitfalls = {name: per_level(first["E" if name == "EDM" else name]) for name in PITFALLS}
+    churn = {nfe: {gamma: over_seeds("E", stochastic(gamma, nfe)) for gamma in CHURN} for nfe in CHURNED}
+    measured = {run: per_level(run) for run in trained if run.variant in ("E", *PITFALLS)}
+
+    def pitfall(network: str) -> dict[str, Any]:
+        of_seeds = [values for run, values in measured.items() if run.variant == network]
+        by_level = {what: zip(*(values[what] for values in of_seeds), strict=True) for what in of_seeds[0]}
+        return {what: [results.mean(seeds) for seeds in levels] for what, levels in by_level.items()}
+
+    pitfalls = {name: pitfall("E" if name == "EDM" else name) for name in PITFALLS}
     found = {
         "rows": rows,
         "euler_1000": many,
         "of_euler_1000": ratios(rows, many),
         "churn": churn,
-        "pitfalls": pitfalls,
+        "pitfalls": {"logsnr": (LEVELS + 0.5).tolist()} | pitfalls,
     }
     protocol.write("edm", trained, found)
     results.picture("edm", plot(found))
@@ -107,13 +121,20 @@ def ratios(rows: dict[str, Any], many: dict[str, Any]) -> dict[str, Any]:
 def ablation(row: str) -> dict[int, dict[str, Any]]:
     """NFE -> how a row is sampled in so many evaluations."""
     _, solver, grid = ROWS[row]
-    steps = {nfe: nfe if solver == "euler" else (nfe + 1) // 2 for nfe in (*NFE, *(MANY if solver == "euler" else ()))}
+    evaluations = NFE + MANY if row in ("A", "A'") else NFE
+    steps = {nfe: heun_steps(nfe) if solver == "heun" else nfe for nfe in evaluations}
     return {nfe: {"solver": solver, "grid": grid, "steps": n} for nfe, n in steps.items()}
 
 
-def stochastic(churn: float) -> dict[str, Any]:
-    """How samples are made with an amount of churn, in 35 evaluations."""
-    return {"solver": f"edm_stochastic(churn={churn}, s_min=0.05, s_max=50)", "grid": KARRAS, "steps": 18}
+def heun_steps(nfe: int) -> int:
+    """The steps of Heun in so many evaluations; its last step, to sigma = 0, is Euler's."""
+    return (nfe + 1) // 2
+
+
+def stochastic(gamma: float, nfe: int) -> dict[str, Any]:
+    """How samples are made with EDM's stochastic sampler."""
+    steps = heun_steps(nfe)
+    return {"solver": f"edm_stochastic(churn={gamma * steps}, s_min=0.05, s_max=50)", "grid": KARRAS, "steps": steps}
 
 
 def scorings() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -121,11 +142,11 @@ def scorings() -> Iterator[tuple[str, dict[str, Any]]]:
     for row, (network, *_) in ROWS.items():
         yield from ((network, how) for how in ablation(row).values())
     yield from ((name, EULER) for name in TRAINED)
-    yield from (("E", stochastic(churn)) for churn in CHURN)
+    yield from (("E", stochastic(gamma, nfe)) for nfe in CHURNED for gamma in CHURN)
 
 
-def per_level(run: protocol.Run) -> dict[str, Any]:
-    """Of held-out images, per noise level: the loss that a run trains on, and the norm of its gradient, before and
+def per_level(run: protocol.Run) -> dict[str, list[float]]:
+    """Of held-out images, for each of LEVELS: the loss that a run trains on, and the norm of its gradient, before and
     after training."""
     config = workdirs.read_config(run.workdir)
     rec, trained, _ = workdirs.load_ema(run.workdir, config, workdirs.mesh_of(config))
@@ -140,10 +161,11 @@ def per_level(run: protocol.Run) -> dict[str, Any]:
         )
         return value, optax.tree.norm(grads)
 
-    found: dict[str, Any] = {"logsnr": [low + 0.5 for low in LEVELS]}
-    for when, params in (("before", rec.network.init(jax.random.key(run.seed))), ("after", trained)):
+    init_key, *_ = jax.random.split(jax.random.key(config.seed), 3)  # as the run does
+    found: dict[str, list[float]] = {}
+    for when, params in (("before", rec.network.init(init_key)), ("after", trained)):
         values = [at(params, low) for low in LEVELS]
-        found[when] = {"loss": [float(v) for v, _ in values], "gradient": [float(g) for _, g in values]}
+        found |= {f"loss {when}": [float(v) for v, _ in values], f"gradient {when}": [float(g) for _, g in values]}
     return found
 
 
@@ -160,15 +182,17 @@ def plot(found: dict[str, Any]) -> Any:
             f"{name}, Euler {MANY[-1]}", (MANY[-1], value["fd"]["mean"]), fontsize=7, ha="right", va="bottom"
         )
     errors.set(xlabel="evaluations", ylabel="FD-ENLite0", xscale="log", yscale="log", title="Ablation")
-    results.line(
-        churn, {float(amount): value["fd"] for amount, value in found["churn"].items()}, label="E, 35 evaluations"
-    )
-    churn.set(xlabel="churn", ylabel="FD-ENLite0", title="Stochastic sampler")
+    for nfe, scores in found["churn"].items():
+        results.line(churn, {float(g): value["fd"] for g, value in scores.items()}, label=f"E, {nfe} evaluations")
+    churn.set(xlabel="gamma (S_churn over steps)", ylabel="FD-ENLite0", title="Stochastic sampler")
     what = {"loss": "loss as it is trained on", "gradient": "norm of its gradient"}
     for ax, (name, label) in zip(pitfalls, what.items(), strict=True):
-        for i, (pitfall, value) in enumerate(found["pitfalls"].items()):
+        for i, pitfall in enumerate(PITFALLS):
             for when, style in (("before", "--"), ("after", "-")):
-                ax.plot(value["logsnr"], value[when][name], style, color=f"C{i}", label=f"{pitfall}, {when}")
+                values = dict(
+                    zip(found["pitfalls"]["logsnr"], found["pitfalls"][pitfall][f"{name} {when}"], strict=True)
+                )
+                results.line(ax, values, label=f"{pitfall}, {when}", color=f"C{i}", ls=style)
         ax.set(xlabel="logSNR", ylabel=label, yscale="log", title="Pitfalls: before and after training")
     for ax in (errors, churn, *pitfalls):
         ax.legend(frameon=False, fontsize=8)

@@ -3,8 +3,9 @@
     python -m experiments.lab.noise_schedule --out runs/lab
 
 Schedules of training on equal budgets, for three targets (eps, x0, v) with the plain squared error of the target, so
-that the schedule alone says where training looks; scores against the steps trained, and against the scale of guidance.
-All are sampled on one grid, that of the cosine schedule from t = 0.99, as in the paper: what differs is the training.
+that the schedule alone says where training looks; scores against the scale of guidance, and against the steps trained,
+of samples without guidance and, for the target v, with the guidance that the paper's scores by steps are of (3). All
+are sampled on one grid, that of the cosine schedule from t = 0.99, as in the paper: what differs is the training.
 
 Besides, for the target v: the scale b of the Laplace density; and "curriculum", a schedule whose noise rises during
 training, which is how the paper is sometimes retold (its abstract describes a static density).
@@ -12,6 +13,7 @@ training, which is how the paper is sometimes retold (its abstract describes a s
 
 import itertools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from experiments import cli
@@ -23,7 +25,7 @@ SCHEDULES = {
     "cosine shifted": "cosine_shifted(mean=1)",
     "cosine scaled": "cosine_scaled(s=2)",
     "Laplace": "laplace(scale=0.5)",
-    "Cauchy": "cauchy()",
+    "Cauchy": "truncate(cauchy(), logsnr_min=-20, logsnr_max=20)",  # whose tails leave float32
     "EDM": "edm()",
     "flow": "flow()",
 }
@@ -33,6 +35,8 @@ SCALES = (0.25, 0.5, 1, 2, 4)
 PARTS = (0.25, 0.5, 0.75, 1.0)
 """Of the training, after which it is scored."""
 GUIDANCE = (1.0, 1.5, 2.0, 3.0)
+GUIDED = 3.0
+"""Of the samples with guidance that are scored against the steps."""
 
 
 def main() -> None:
@@ -42,25 +46,37 @@ def main() -> None:
     }
     variants |= {f"Laplace {b}": {"schedule": f"laplace(scale={b})"} | target("v") for b in SCALES if b != 0.5}
     end = protocol.config_of().train.steps
+    if end % len(PARTS):
+        raise ValueError(f"config.train.steps = {end}: must be divisible by {len(PARTS)}, the parts that are scored")
     rising = f"anneal(laplace(mean=2), laplace(mean=-2), over={end})"
     variants["curriculum"] = {"schedule": rising} | target("v")
     often = {"train.checkpoint_every": end // len(PARTS), "train.keep_every": end // len(PARTS)}
+    compared = {f"{name}, {to}" for to in TARGETS for name in SCHEDULES}
+    by_parts = {1.0: set(variants), GUIDED: {f"{name}, v" for name in SCHEDULES}}
 
     def how(part: float, guidance: float = 1.0) -> dict[str, Any]:
         return {"step": round(part * end), "grid": GRID, "guidance": guidance}
 
-    def scorings(variant: str) -> list[dict[str, Any]]:
-        guided = GUIDANCE if variant in {f"{name}, v" for name in SCHEDULES} else ()
-        return [*map(how, PARTS), *(how(1.0, scale) for scale in guided)]
+    def scorings(variant: str) -> Iterator[dict[str, Any]]:
+        for scale, names in by_parts.items():
+            yield from (how(part, scale) for part in PARTS if variant in names)
+        yield from (how(1.0, scale) for scale in GUIDANCE if variant in compared)
 
     trained = protocol.runs("noise_schedule", {name: fields | often for name, fields in variants.items()}, scorings)
 
     def over_seeds(variant: str, how: dict[str, Any]) -> dict[str, Any]:
         return results.over_seeds(protocol.scored(run, **how) for run in trained if run.variant == variant)
 
-    curves = {name: {part: over_seeds(name, how(part)) for part in PARTS} for name in variants}
-    guidance = {name: {scale: over_seeds(f"{name}, v", how(1.0, scale)) for scale in GUIDANCE} for name in SCHEDULES}
-    shares = sooner(curves["Laplace, v"], curves["cosine, v"])
+    def by_part(variant: str, scale: float) -> dict[float, Any]:
+        return {part: over_seeds(variant, how(part, scale)) for part in PARTS}
+
+    curves = {
+        scale: {name: by_part(name, scale) for name in variants if name in names} for scale, names in by_parts.items()
+    }
+    guidance = {
+        name: {scale: over_seeds(name, how(1.0, scale)) for scale in GUIDANCE} for name in variants if name in compared
+    }
+    shares = {scale: sooner(by_name["Laplace, v"], by_name["cosine, v"]) for scale, by_name in curves.items()}
     found = {"steps": end, "curves": curves, "guidance": guidance, "sooner": shares}
     protocol.write("noise_schedule", trained, found)
     results.picture("noise_schedule", plot(found))
@@ -68,7 +84,7 @@ def main() -> None:
 
 def sooner(one: dict[float, Any], other: dict[float, Any]) -> dict[str, Any]:
     """The share of the training after which one has the FD that the other ends with, on lines through the logarithms of
-    what was scored; for each seed, None if it does not get there."""
+    what was scored; for each seed, None if it does not get there, and the first of PARTS if it was there by then."""
     shares: list[float | None] = []
     for seed, end in enumerate(other[PARTS[-1]]["fd"]["seeds"]):
         shares.append(first_below([one[part]["fd"]["seeds"][seed] for part in PARTS], end))
@@ -90,23 +106,27 @@ def first_below(values: list[float], end: float) -> float | None:
 def plot(found: dict[str, Any]) -> Any:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(15, 8), layout="constrained")
-    (*by_target,), (guidance, scales, _) = axes = figure.subplots(2, 3)
+    figure = Figure(figsize=(15, 12), layout="constrained")
+    (*by_target,), (*by_guidance,), (guided, scales, rising) = axes = figure.subplots(3, 3)
     fd = lambda scores: {float(x): value["fd"] for x, value in scores.items()}
-    for ax, target in zip(by_target, TARGETS, strict=True):
-        for name in SCHEDULES:
-            results.line(ax, fd(found["curves"][f"{name}, {target}"]), label=name)
-        ax.set(xlabel="part of the training", ylabel="FD-ENLite0", yscale="log", title=f"target {target}")
+    plain = found["curves"][1.0]
     for name in SCHEDULES:
-        results.line(guidance, fd(found["guidance"][name]), label=name)
-    guidance.set(xlabel="guidance", ylabel="FD-ENLite0", title="target v")
-    end = lambda b: found["curves"]["Laplace, v" if b == 0.5 else f"Laplace {b}"][PARTS[-1]]["fd"]
-    results.line(scales, {b: end(b) for b in SCALES}, label="Laplace")
-    scales.set(xlabel="scale b", xscale="log", ylabel="FD-ENLite0", title="target v")
+        for to, above, below in zip(TARGETS, by_target, by_guidance, strict=True):
+            results.line(above, fd(plain[f"{name}, {to}"]), label=name)
+            results.line(below, fd(found["guidance"][f"{name}, {to}"]), label=name)
+        results.line(guided, fd(found["curves"][GUIDED][f"{name}, v"]), label=name)
+    for to, above, below in zip(TARGETS, by_target, by_guidance, strict=True):
+        above.set(xlabel="part of the training", title=f"target {to}")
+        below.set(xlabel="guidance", title=f"target {to}, at the end")
+    guided.set(xlabel="part of the training", title=f"target v, guidance {GUIDED:g}")
+    end = lambda b: plain["Laplace, v" if b == 0.5 else f"Laplace {b}"][PARTS[-1]]["fd"]
+    results.line(scales, {b: end(b) for b in SCALES}, label="Laplace, v")
+    scales.set(xlabel="scale b", xscale="log", title="scale of the Laplace density, at the end")
     for name in ("curriculum", "Laplace, v", "cosine, v"):
-        results.line(axes[1, 2], fd(found["curves"][name]), label=name)
-    axes[1, 2].set(xlabel="part of the training", yscale="log", title="noise that rises during training")
+        results.line(rising, fd(plain[name]), label=name)
+    rising.set(xlabel="part of the training", title="noise that rises during training")
     for ax in axes.flat:
+        ax.set(ylabel="FD-ENLite0", yscale="log")
         ax.legend(frameon=False, fontsize=8)
     return figure
 

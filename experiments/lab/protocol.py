@@ -4,15 +4,16 @@ Training: a variant is a config; each of its seeds 0, 1, ... is one run of exper
 images for all variants, with the same exponential average. Runs that are done are not done again; processes that are
 started with the same line, on one host or on hosts that share OUT, divide them among themselves.
 
-Scoring: `SAMPLES` images of the averaged parameters, of classes that go round, made by `SOLVER` in `STEPS` evaluations
+Scoring: `SAMPLES` images of the averaged parameters, of classes that go round (or that are as frequent as in the data,
+where some are twice as frequent as others), made by `SOLVER` in `STEPS` evaluations
 unless that is what the experiment is about, from the same noise for all, rounded to the data's grey levels, against the
-training images:
+training images (the first 10,000):
   fd         Frechet distance of features of EfficientNet-lite0 (ImageNet), images enlarged to `SIDE`: FD-ENLite0, which
              is not comparable with an FID. It is biased by the number of samples, which is why that is one number.
   kid        kernel distance of the same features, without that bias
   precision, recall   of the same features, 3 neighbours
   accuracy   share taken for the class that was asked for, by a classifier of real images
-`floor` is what as many real images score that were not trained on, or fewer if there are not as many.
+`floor` is what real images score that were not trained on, where their number does not matter: in kid and precision.
 
 Given are means over the seeds and their standard errors (`experiments/lab/results.py`).
 """
@@ -20,7 +21,6 @@ Given are means over the seeds and their standard errors (`experiments/lab/resul
 import functools
 import json
 import re
-import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,36 +82,30 @@ def runs(
 ) -> list[Run]:
     """Trains and scores what is not yet. Returns the runs of all variants and seeds, in that order.
 
+    Raises ValueError if one is there already with another config.
+
     variants: name -> overrides of the config, "{seed}" in them standing for the seed. All configs are read before
     the first run starts.
     scorings: variant -> the arguments of `scored`, for each score of its runs.
     """
-    found, waiting = [], []
+    found = []
     for name, overrides in variants.items():
         for seed in results.seeds():
             fields = {field: str(value).replace("{seed}", str(seed)) for field, value in overrides.items()}
-            found.append(Run(folder(experiment, name, seed), name, seed))
-            waiting.append((found[-1], config_of(fields | {"seed": seed})))
+            run, config = Run(folder(experiment, name, seed), name, seed), config_of(fields | {"seed": seed})
+            workdirs.check(run.workdir, config)
+            found.append((run, config))
     # The first seed of all comes first, so that the programs of the others are in the cache by then.
-    waiting.sort(key=lambda item: item[0].seed)
-    while waiting:
-        busy = []
-        for run, config in waiting:
-            run.workdir.parent.mkdir(parents=True, exist_ok=True)
-            with workdirs.lock(run.workdir.with_suffix(".lock")) as alone:
-                if not alone:
-                    busy.append((run, config))
-                    continue
-                done = run.workdir / "summary.json"
-                if not (done.exists() and read_json(done).get("step") == config.train.steps):
-                    print(f"{experiment}/{run.variant}, seed {run.seed}", flush=True)
-                    train.train(config, run.workdir)
-                for how in scorings(run.variant):
-                    scored(run, **how)
-                jax.clear_caches()
-        if waiting := busy:
-            time.sleep(2)
-    return found
+    work = {run.workdir: (run, config) for run, config in sorted(found, key=lambda item: item[0].seed)}
+    for run, config in workdirs.divided(work):
+        done = run.workdir / "summary.json"
+        if not (done.exists() and read_json(done).get("step") == config.train.steps):
+            print(f"{experiment}/{run.variant}, seed {run.seed}", flush=True)
+            train.train(config, run.workdir)
+        for how in scorings(run.variant):
+            scored(run, **how)
+        jax.clear_caches()
+    return [run for run, _ in found]
 
 
 # ---- scoring --------------------------------------------------------------------------------------------------------
@@ -119,13 +113,14 @@ def runs(
 
 class Judges(NamedTuple):
     """What samples are held against: the real images' features, their moments, a classifier, and the features of images
-    that were not trained on."""
+    that were not trained on; and the labels that samples are asked for, [SAMPLES]."""
 
     extractor: metrics.Extractor
     features: np.ndarray
     moments: metrics.Moments
     classifier: metrics.Judge | None
     held_out: np.ndarray
+    labels: np.ndarray
 
 
 @functools.cache
@@ -140,7 +135,12 @@ def judges(name: str, data_dir: str) -> Judges:
         classifier = metrics.judge(
             train_images["image"], train_images["label"], test_images["image"], test_images["label"]
         )
-    return Judges(extractor, real, metrics.moments(real), classifier, held_out)
+    labels = class_labels(SAMPLES, train_set.num_classes)
+    if train_set.num_classes is not None:
+        count = np.bincount(train_images["label"], minlength=train_set.num_classes)
+        if count.max() > 2 * count.min():
+            labels = np.sort(train_images["label"])[np.arange(SAMPLES) * count.sum() // SAMPLES]
+    return Judges(extractor, real, metrics.moments(real), classifier, held_out, labels)
 
 
 def score(images: np.ndarray, labels: np.ndarray, levels: int, judge: Judges) -> dict[str, float]:
@@ -152,8 +152,9 @@ def score(images: np.ndarray, labels: np.ndarray, levels: int, judge: Judges) ->
 
 
 def floor(judge: Judges) -> dict[str, float]:
-    """What real images score, `SAMPLES` of those that were not trained on, or as many as there are."""
-    return _against(judge.held_out[:SAMPLES], judge) | {"images": min(SAMPLES, len(judge.held_out))}
+    """What real images score that were not trained on."""
+    found = _against(judge.held_out, judge)
+    return {name: found[name] for name in ("kid", "precision")} | {"images": len(judge.held_out)}
 
 
 def _against(features: np.ndarray, judge: Judges) -> dict[str, float]:
@@ -182,10 +183,9 @@ def scored(run: Run, step: int | None = None, **changed: Any) -> dict[str, float
     if what not in kept:
         mesh = workdirs.mesh_of(config)
         rec, params, _ = workdirs.load_ema(run.workdir, config, mesh, at=step)
-        labels, key = class_labels(SAMPLES, rec.num_classes), jax.random.key(SEED)
-        draw = _sampler(run, json.dumps(how))
-        images = generate(draw, params, key, labels, mesh, batch_size=500, progress=False)
-        kept[what] = score(images, labels, rec.levels, judges(config.data.name, config.data.dir))
+        judge, draw = judges(config.data.name, config.data.dir), _sampler(run, json.dumps(how))
+        images = generate(draw, params, jax.random.key(SEED), judge.labels, mesh, batch_size=500, progress=False)
+        kept[what] = score(images, judge.labels, rec.levels, judge)
         write_json(path, kept)
     return kept[what]
 

@@ -26,7 +26,18 @@ MEANS, STD = np.array([[-1.0, 0.5], [0.3, -0.8], [1.2, 1.0]]), 0.3
 def every_solver():
     kutta = S.runge_kutta([[1 / 2], [-1, 2]], [1 / 6, 2 / 3, 1 / 6], order=3)
     found = {"default": S.default(), "ralston": S.runge_kutta([[2 / 3]], [1 / 4, 3 / 4], order=2), "kutta": kutta}
-    for name in ("euler", "heun", "dpm2", "rk4", "dpm_solver_2", "dpm_solver_3", "dpmpp_2s", "dpmpp_3s", "dpmpp_2m"):
+    for name in (
+        "euler",
+        "euler_vp",
+        "heun",
+        "dpm2",
+        "rk4",
+        "dpm_solver_2",
+        "dpm_solver_3",
+        "dpmpp_2s",
+        "dpmpp_3s",
+        "dpmpp_2m",
+    ):
         found[name] = getattr(S, name)()
     for name, more in (("dpm_solver_2", [0.3]), ("dpmpp_2s", [0.7]), ("dpm_solver_3", [0.4]), ("dpmpp_3s", [0.5])):
         found[f"{name}({more[0]})"] = getattr(S, name)(*more)
@@ -307,6 +318,16 @@ def dpmpp_3s(x, s, t, r1=1 / 3, r2=2 / 3):
     return std_t / std_s * x - alpha_t * np.expm1(-h) * d + slope * (data(u2, m2) - d)
 
 
+def song_euler(x, s, t, beta_min=0.1, beta_max=20.0):  # in t, of the probability flow of x_t
+    def time(sigma):
+        return brentq(lambda t: beta_min * t + (beta_max - beta_min) * t * t / 2 - np.log1p(sigma**2), 0, 9, xtol=1e-15)
+
+    alpha, std, _ = vp(s)
+    score = (alpha * data(x, s) - x) / std**2
+    beta = beta_min + (beta_max - beta_min) * time(s)
+    return x - (time(t) - time(s)) * beta / 2 * (x + score)
+
+
 def karras_heun(x, s, t):  # algorithm 1, on x_t / alpha
     y, (alpha_s, alpha_t) = x / vp(s)[0], (vp(s)[0], vp(t)[0])
     d = (y - data(alpha_s * y, s)) / s
@@ -332,6 +353,7 @@ def runge_kutta_4(x, s, t):
 
 SINGLE_STEP = {
     "euler": ddim,
+    "euler_vp": song_euler,
     "dpm2": k_diffusion_dpm2,
     "heun": karras_heun,
     "rk4": runge_kutta_4,
