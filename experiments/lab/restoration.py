@@ -7,10 +7,11 @@ of its input, and its mean over the pixels the embedded one. It predicts v and i
 A learned schedule is alpha^2 = exp(-rate m(u)), m a monotone network of u, and rate > 0 one number ("learned") or a
 small convolutional network of the measurement ("learned per pixel"), trained by `dx.variational.conditional`.
 
-Draws are made by the default solver on its grid, whatever the schedule of training; a schedule per pixel goes down it
-in the mean of the pixels, each at its own level. (The authors take even u of the learned schedule, 200 of them, and
-ancestral steps. In as few as 16, those lose a fifth or more of a posterior's spread, also where the model is exact; and
-of a learned schedule, which has little to say near the clean end, the last of 16 even steps goes from logSNR 2 to 9.)
+Draws are made by the default solver on its grid, stretched to begin at the noisy end of the schedule of training; a
+schedule per pixel goes down it in the mean of the pixels, each at its own level. (The authors take even u of the
+learned schedule, 200 of them, and ancestral steps. In as few as 16, those lose a fifth or more of a posterior's spread,
+also where the model is exact; and of a learned schedule, which has little to say near the clean end, the last of 16
+even steps goes from logSNR 2 to 9.)
 """
 
 import functools
@@ -57,6 +58,7 @@ FIXED: Mapping[str, Callable[[], Schedule]] = {
     "cosine -4": lambda: _cosine(-4.0),
     "cosine -2": lambda: _cosine(-2.0),
     "cosine +2": lambda: _cosine(2.0),
+    "cosine +4": lambda: _cosine(4.0),
     "linear": lambda: _linear(20.0),
     "linear 10": lambda: _linear(10.0),
     "linear 40": lambda: _linear(40.0),
@@ -64,7 +66,8 @@ FIXED: Mapping[str, Callable[[], Schedule]] = {
 """The sweep: the cosine schedule and moved ones (in logSNR), DDPM's linear betas and ones of another greatest beta."""
 LEARNED = ("learned", "learned per pixel")
 _RATE = 10.0
-"""Of a learned schedule at first: alpha^2 = e^-10 at u = 1, the noisy end of the fixed ones."""
+"""Of a learned schedule at first: alpha^2 = e^-10 at u = 1, the noisy end of the fixed ones (but of "linear 10", whose
+betas sum to 5)."""
 _PRECONDITIONING = dx.preconditioning.v()
 
 

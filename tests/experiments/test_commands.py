@@ -97,6 +97,7 @@ def test_evaluate_scores_and_remembers(workdir):
     )  # three steps of training are not enough
     assert len(scores["accuracy_per_class"]) == 10 and scores["step"] == 3
     assert scores["held_out"]["loss"] > 0 and scores["nearest_samples"] > scores["nearest_held_out"]
+    assert 0 < scores["sliced_wasserstein"] < 16 and "sliced_wasserstein " in first.stdout
     if metrics.enlite0_weights():
         assert scores["fd_enlite0"] > 0 and scores["kid_enlite0"] > 0  # three steps make no digits
         assert 0 <= scores["precision"] <= 1 and 0 <= scores["recall"] <= 1
