@@ -14,7 +14,7 @@ Rows, each with its config in `ROWS`, from the paper's figure 2 (samplers of one
 
 Written are the FD of each row against the number of evaluations, of the stochastic sampler against its churn, and for
 the pitfalls the loss and the norm of its gradient per noise level, before training and after: of an input that is not
-standardised (c_in = 1), and of a loss that is not scaled (weight 1).
+standardised (c_in = 1), and of a loss that is not scaled (weight 1); and what their samples score.
 """
 
 from collections.abc import Iterator
@@ -70,7 +70,7 @@ CHURN = (0.0, 0.05, 0.1, 0.2, 0.4)
 CHURNED = (35, 127)
 """Evaluations that the stochastic sampler is given."""
 PITFALLS: dict[str, dict[str, str]] = {
-    "EDM": TRAINED["E"],
+    "E": TRAINED["E"],
     "unscaled input": TRAINED["E"] | {"preconditioning": "unscaled_input(edm())"},
     "unscaled loss": TRAINED["E"] | {"weighting": "uniform()"},
 }
@@ -78,8 +78,9 @@ LEVELS = np.arange(-9.0, 13.0)
 
 
 def main() -> None:
-    variants = {name: fields for name, fields in (TRAINED | PITFALLS).items() if name != "EDM"}
-    trained = protocol.runs("edm", variants, lambda variant: [how for name, how in scorings() if name == variant])
+    trained = protocol.runs(
+        "edm", TRAINED | PITFALLS, lambda variant: [how for name, how in scorings() if name == variant]
+    )
 
     def over_seeds(network: str, how: dict[str, Any]) -> dict[str, Any]:
         return results.over_seeds(protocol.scored(run, **how) for run in trained if run.variant == network)
@@ -87,20 +88,19 @@ def main() -> None:
     rows = {row: {nfe: over_seeds(ROWS[row][0], how) for nfe, how in ablation(row).items()} for row in ROWS}
     many = {name: over_seeds(name, EULER) for name in TRAINED}
     churn = {nfe: {gamma: over_seeds("E", stochastic(gamma, nfe)) for gamma in CHURN} for nfe in CHURNED}
-    measured = {run: per_level(run) for run in trained if run.variant in ("E", *PITFALLS)}
 
     def pitfall(network: str) -> dict[str, Any]:
-        of_seeds = [values for run, values in measured.items() if run.variant == network]
+        of_seeds = [per_level(run) for run in trained if run.variant == network]
         by_level = {what: zip(*(values[what] for values in of_seeds), strict=True) for what in of_seeds[0]}
-        return {what: [results.mean(seeds) for seeds in levels] for what, levels in by_level.items()}
+        levels = {what: [results.mean(seeds) for seeds in values] for what, values in by_level.items()}
+        return levels | {"scores": over_seeds(network, {})}
 
-    pitfalls = {name: pitfall("E" if name == "EDM" else name) for name in PITFALLS}
     found = {
         "rows": rows,
         "euler_1000": many,
         "of_euler_1000": ratios(rows, many),
         "churn": churn,
-        "pitfalls": {"logsnr": (LEVELS + 0.5).tolist()} | pitfalls,
+        "pitfalls": {"logsnr": (LEVELS + 0.5).tolist()} | {name: pitfall(name) for name in PITFALLS},
     }
     protocol.write("edm", trained, found)
     results.picture("edm", plot(found))
@@ -143,6 +143,7 @@ def scorings() -> Iterator[tuple[str, dict[str, Any]]]:
         yield from ((network, how) for how in ablation(row).values())
     yield from ((name, EULER) for name in TRAINED)
     yield from (("E", stochastic(gamma, nfe)) for nfe in CHURNED for gamma in CHURN)
+    yield from ((name, {}) for name in PITFALLS)
 
 
 def per_level(run: protocol.Run) -> dict[str, list[float]]:

@@ -161,7 +161,7 @@ def test_edm_goes_through(tiny, monkeypatch):
     assert all(row["3"]["fd"]["mean"] > 0 for row in found["rows"].values())
     ratio = found["rows"]["D"]["3"]["fd"]["mean"] / found["euler_1000"]["D"]["fd"]["mean"]
     assert found["of_euler_1000"]["D"]["3"]["mean"] == pytest.approx(ratio)
-    gradients = [level["mean"] for level in found["pitfalls"]["EDM"]["gradient before"]]
+    gradients = [level["mean"] for level in found["pitfalls"]["E"]["gradient before"]]
     assert len(gradients) == 4 and min(gradients) > 0
 
 
