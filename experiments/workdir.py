@@ -6,9 +6,9 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -113,23 +113,20 @@ def lock(path: Path) -> Iterator[bool]:
         yield alone
 
 
-Work = TypeVar("Work")
-
-
-def divided(work: Mapping[Path, Work]) -> Iterator[Work]:
-    """Each piece of work, once no other process that goes through the same holds it; it is held while it is used.
+def divided(paths: Iterable[Path]) -> Iterator[Path]:
+    """Each of the paths, of work that several processes go through, once none of them is at it.
 
     So processes that are started with the same line divide it: what one is at, the others come to when it is done.
-    work: PATH -> piece, PATH.lock being the file that stands for it.
+    While it is used, PATH.lock is held.
     """
-    waiting = dict(work)
+    waiting = list(paths)
     while waiting:
-        for path, piece in list(waiting.items()):
+        for path in list(waiting):
             path.parent.mkdir(parents=True, exist_ok=True)
             with lock(path.with_suffix(".lock")) as alone:
                 if alone:
-                    del waiting[path]
-                    yield piece
+                    waiting.remove(path)
+                    yield path
         if waiting:
             time.sleep(2)
 

@@ -12,7 +12,6 @@ range of 2) of the deterministic solvers to the end of `REFERENCE` steps from th
 """
 
 import functools
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -66,13 +65,14 @@ def main() -> None:
     }
     clean = {"network": x0[:CLEAN], "mixture": x0[:CLEAN] + STD * noises(3, CLEAN, x0.shape[1:]) / SIGMA_MAX}
 
-    def find(name: str) -> Grids:
-        model, parameters = models[name]
-        label = images["label"][:CLEAN] if "label" in images else None
-        return found_for(functools.partial(model, parameters[0]), clean[name], label, rec.num_classes)
+    label = images["label"][:CLEAN] if "label" in images else None
+    settings = [config.data.name, config.train.steps, PILOTS, CLEAN, ROUNDS, ITERATIONS, STD]
 
-    trained_on = [config.data.name, config.train.steps]
-    grids = {name: kept(name, trained_on, functools.partial(find, name)) for name in models}
+    def found_for(name: str) -> Grids:
+        (model, parameters), folder = models[name], Path(results.OUT.value) / "align_your_steps" / f"grids_{name}"
+        return find(functools.partial(model, parameters[0]), clean[name], label, rec.num_classes, folder, settings)
+
+    grids = {name: found_for(name) for name in models}
     distance = {name: distances(*model, grids[name], x0.shape[1:], rec.num_classes) for name, model in models.items()}
     found: dict[str, Any] = {"grids": jax.tree.map(np.ndarray.tolist, grids), "distance": {}}
     for name, values in distance.items():
@@ -87,8 +87,16 @@ def main() -> None:
     results.picture("align_your_steps", plot(found))
 
 
-def found_for(model: Callable[[Any], dx.Denoiser], clean: Any, label: Any, num_classes: int | None) -> Grids:
-    """For a model of label -> denoiser, and images of its law with their labels."""
+def find(
+    model: Callable[[Any], dx.Denoiser],
+    clean: Any,
+    label: Any,
+    num_classes: int | None,
+    folder: Path,
+    settings: list[Any],
+) -> Grids:
+    """For a model of label -> denoiser, and images of its law with their labels. Those that take long to find are kept
+    in the folder with the settings that they were found with; processes divide them."""
     even = {
         "Karras": dx.schedules.karras(SIGMA_MIN, SIGMA_MAX),
         "logSNR": dx.schedules.geometric(SIGMA_MIN, SIGMA_MAX),
@@ -97,15 +105,30 @@ def found_for(model: Callable[[Any], dx.Denoiser], clean: Any, label: Any, num_c
     by_name = {
         name: {n: np.asarray(dx.schedules.sigmas(schedule, n)) for n in STEPS} for name, schedule in even.items()
     }
-    denoise = model(None if label is None else jnp.asarray(label))
+    pilots = noises(1, PILOTS, clean.shape[1:])
+    of_clean, of_pilots = model(None if label is None else jnp.asarray(label)), model(labels(PILOTS, num_classes))
     ends = {"sigma_min": SIGMA_MIN, "sigma_max": SIGMA_MAX}
-    aligned = lambda n: dx.grids.align_your_steps(denoise, clean, n, jax.random.key(0), rounds=ROUNDS, **ends)
-    by_name["AYS"] = {n: aligned(n) for n in STEPS}
-    grids: Grids = {name: dict.fromkeys((*SOLVERS, STOCHASTIC), by_steps) for name, by_steps in by_name.items()}
 
-    pilots, denoise = noises(1, PILOTS, clean.shape[1:]), model(labels(PILOTS, num_classes))
-    fit = lambda n, solver: dx.grids.fit(denoise, pilots, n, solver=method(solver), iterations=ITERATIONS)
-    grids["fit"] = {solver: {n: fit(n, solver) for n in STEPS} for solver in SOLVERS}
+    def aligned(n: int) -> np.ndarray:
+        return dx.grids.align_your_steps(of_clean, clean, n, jax.random.key(0), rounds=ROUNDS, **ends)
+
+    def fitted(solver: str, n: int) -> np.ndarray:
+        return dx.grids.fit(of_pilots, pilots, n, solver=method(solver), iterations=ITERATIONS)
+
+    work = {folder / f"AYS_{n}": functools.partial(aligned, n) for n in STEPS}
+    work |= {folder / f"fit_{solver}_{n}": functools.partial(fitted, solver, n) for solver in SOLVERS for n in STEPS}
+    found = {}
+    for path in workdirs.divided(work):
+        file = path.with_suffix(".json")
+        before = read_json(file) if file.exists() else {}
+        if before.get("settings") != settings:
+            before = {"settings": settings, "sigmas": work[path]().tolist()}
+            write_json(file, before)
+        found[path.name] = np.asarray(before["sigmas"])
+
+    by_name["AYS"] = {n: found[f"AYS_{n}"] for n in STEPS}
+    grids: Grids = {name: dict.fromkeys((*SOLVERS, STOCHASTIC), by_steps) for name, by_steps in by_name.items()}
+    grids["fit"] = {solver: {n: found[f"fit_{solver}_{n}"] for n in STEPS} for solver in SOLVERS}
     return grids
 
 
@@ -114,24 +137,6 @@ def each(grids: Grids) -> Iterator[tuple[str, str, Any]]:
     for grid, by_solver in grids.items():
         for solver, by_steps in by_solver.items():
             yield from ((f"{solver}, {grid}, {n}", solver, sigmas) for n, sigmas in by_steps.items())
-
-
-def kept(name: str, trained_on: list[Any], find: Callable[[], Grids]) -> Grids:
-    """The grids for a model: as they were found before, or find(), which takes long."""
-    path = Path(results.OUT.value) / "align_your_steps" / f"grids_{name}.json"
-    settings = [*trained_on, STEPS, SOLVERS, PILOTS, CLEAN, ROUNDS, ITERATIONS, STD]
-    settings = json.loads(json.dumps(settings))  # tuples as they come back
-    before = read_json(path) if path.exists() else {}
-    if before.get("settings") != settings:
-        before = {"settings": settings, "grids": jax.tree.map(np.ndarray.tolist, find())}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, before)
-    return {
-        grid: {
-            solver: {int(n): np.asarray(sigmas) for n, sigmas in by_steps.items()} for solver, by_steps in found.items()
-        }
-        for grid, found in before["grids"].items()
-    }
 
 
 def distances(

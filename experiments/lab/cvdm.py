@@ -66,10 +66,8 @@ def main() -> None:
         train, test = microscopy.pairs(microscopy.TASKS[TASK.value](), size=SIZE.value, test=TEST.value)
     settings = {flag.name: flag.value for flag in (STEPS, BATCH, CHANNELS, SIZE, TEST, DRAWS, SAMPLING)}
     folder = Path(results.OUT.value) / f"cvdm_{TASK.value}"
-    folders = {name: folder / name.replace(" ", "_") for name in SCHEDULES.value}
-    done = {}
-    for name in workdirs.divided({path: name for name, path in folders.items()}):
-        done[name] = study(name, train, test, folders[name], settings)
+    names = {folder / name.replace(" ", "_"): name for name in SCHEDULES.value}
+    done = {names[path]: study(names[path], train, test, path, settings) for path in workdirs.divided(names)}
     runs = {name: done[name] for name in SCHEDULES.value}
     scores = {name: [run["scores"] for run in done] for name, done in runs.items()}
     found = {
@@ -81,7 +79,7 @@ def main() -> None:
         "logsnr": {name: done[0]["logsnr"] for name, done in runs.items()},
         "claims": claims(scores),
     }
-    restored = {name: np.load(path / "0.npz") for name, path in folders.items()}
+    restored = {name: np.load(path / "0.npz") for path, name in names.items()}
     print("\n".join(table(found)))
     results.write(f"cvdm_{TASK.value}", found)
     results.picture(f"cvdm_{TASK.value}", plot(found, restored, test))

@@ -97,7 +97,8 @@ def runs(
             found.append((run, config))
     # The first seed of all comes first, so that the programs of the others are in the cache by then.
     work = {run.workdir: (run, config) for run, config in sorted(found, key=lambda item: item[0].seed)}
-    for run, config in workdirs.divided(work):
+    for path in workdirs.divided(work):
+        run, config = work[path]
         done = run.workdir / "summary.json"
         if not (done.exists() and read_json(done).get("step") == config.train.steps):
             print(f"{experiment}/{run.variant}, seed {run.seed}", flush=True)
