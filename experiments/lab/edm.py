@@ -179,9 +179,7 @@ def plot(found: dict[str, Any]) -> Any:
         results.line(errors, {int(nfe): value["fd"] for nfe, value in scores.items()}, label=LABELS[row])
     for name, value in found["euler_1000"].items():
         errors.axhline(value["fd"]["mean"], color="grey", lw=0.8, ls=":")
-        errors.annotate(
-            f"{name}, Euler {MANY[-1]}", (MANY[-1], value["fd"]["mean"]), fontsize=7, ha="right", va="bottom"
-        )
+        errors.annotate(f"{name}, Euler {MANY[-1]}", (NFE[0], value["fd"]["mean"]), fontsize=7, va="bottom")
     errors.set(xlabel="evaluations", ylabel="FD-ENLite0", xscale="log", yscale="log", title="Ablation")
     for nfe, scores in found["churn"].items():
         results.line(churn, {float(g): value["fd"] for g, value in scores.items()}, label=f"E, {nfe} evaluations")
