@@ -13,8 +13,7 @@ from diffax.solvers.integral import Space
 from diffax.solvers.linear import Rows, Solver, columns, linear, single_step
 
 __all__ = ["dpm2", "dpm_solver_2", "dpm_solver_3", "dpmpp_2s", "dpmpp_3s", "euler", "euler_vp", "heun", "rk4"]
-__all__ += ["runge_kutta"]
-__all__ += ["heun_stages", "three_stages", "two_stages"]
+__all__ += ["heun_stages", "runge_kutta", "three_stages", "two_stages"]
 
 Noise = Callable[[Any, Any], Any]
 

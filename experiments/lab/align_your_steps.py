@@ -82,7 +82,7 @@ def main() -> None:
         for key, solver, sigmas in each(grids["network"])
     }
     protocol.runs("align_your_steps", {"network": {}}, lambda _: how.values())
-    found["fd"] = {key: results.over_seeds(protocol.scored(run, **how[key]) for run in trained) for key in how}
+    found["fd"] = {key: protocol.over_seeds(trained, "network", **how[key]) for key in how}
     protocol.write("align_your_steps", trained, found)
     results.picture("align_your_steps", plot(found))
 

@@ -39,10 +39,7 @@ def main() -> None:
     protocol.runs("consistency", {"teacher": planned.pop("teacher")})
     runs = protocol.runs("consistency", planned, lambda _: [{"steps": steps} for steps in EVALUATIONS])
 
-    def over_seeds(variant: str, steps: int) -> dict[str, Any]:
-        return results.over_seeds(protocol.scored(run, steps=steps) for run in runs if run.variant == variant)
-
-    scores = {name: {steps: over_seeds(name, steps) for steps in EVALUATIONS} for name in planned}
+    scores = {name: {steps: protocol.over_seeds(runs, name, steps=steps) for steps in EVALUATIONS} for name in planned}
     found = {"images": config.train.steps * config.train.batch_size, "variants": scores}
     print(table(found))
     protocol.write("consistency", runs, found)

@@ -83,7 +83,7 @@ def main() -> None:
     )
 
     def over_seeds(network: str, how: dict[str, Any]) -> dict[str, Any]:
-        return results.over_seeds(protocol.scored(run, **how) for run in trained if run.variant == network)
+        return protocol.over_seeds(trained, network, **how)
 
     rows = {row: {nfe: over_seeds(ROWS[row][0], how) for nfe, how in ablation(row).items()} for row in ROWS}
     many = {name: over_seeds(name, EULER) for name in TRAINED}

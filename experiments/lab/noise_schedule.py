@@ -64,17 +64,17 @@ def main() -> None:
 
     trained = protocol.runs("noise_schedule", {name: fields | often for name, fields in variants.items()}, scorings)
 
-    def over_seeds(variant: str, how: dict[str, Any]) -> dict[str, Any]:
-        return results.over_seeds(protocol.scored(run, **how) for run in trained if run.variant == variant)
+    def over_seeds(variant: str, part: float, scale: float) -> dict[str, Any]:
+        return protocol.over_seeds(trained, variant, **how(part, scale))
 
     def by_part(variant: str, scale: float) -> dict[float, Any]:
-        return {part: over_seeds(variant, how(part, scale)) for part in PARTS}
+        return {part: over_seeds(variant, part, scale) for part in PARTS}
 
     curves = {
         scale: {name: by_part(name, scale) for name in variants if name in names} for scale, names in by_parts.items()
     }
     guidance = {
-        name: {scale: over_seeds(name, how(1.0, scale)) for scale in GUIDANCE} for name in variants if name in compared
+        name: {scale: over_seeds(name, 1.0, scale) for scale in GUIDANCE} for name in variants if name in compared
     }
     shares = {scale: sooner(by_name["Laplace, v"], by_name["cosine, v"]) for scale, by_name in curves.items()}
     found = {"steps": end, "curves": curves, "guidance": guidance, "sooner": shares}

@@ -38,7 +38,7 @@ from experiments.held_out import everything
 from experiments.lab import results
 from experiments.recipe import recipe, sampler
 
-__all__ = ["Run", "config_of", "floor", "folder", "judges", "runs", "score", "scored", "write"]
+__all__ = ["Run", "config_of", "floor", "folder", "judges", "over_seeds", "runs", "score", "scored", "write"]
 
 SAMPLES = 1000
 SOLVER, GRID, STEPS = "default", "plain", 18
@@ -189,6 +189,11 @@ def scored(run: Run, step: int | None = None, **changed: Any) -> dict[str, float
         kept[what] = score(images, judge.labels, rec.levels, judge)
         write_json(path, kept)
     return kept[what]
+
+
+def over_seeds(trained: Iterable[Run], variant: str, **how: Any) -> dict[str, dict[str, Any]]:
+    """`scored` of the runs of a variant: {score: its mean, standard error and values}."""
+    return results.over_seeds(scored(run, **how) for run in trained if run.variant == variant)
 
 
 @functools.lru_cache(maxsize=1)
