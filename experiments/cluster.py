@@ -18,7 +18,7 @@ import jax
 from absl import flags
 from jax.experimental import multihost_utils
 
-__all__ = ["Preemption", "join"]
+__all__ = ["Preemption", "join", "wait_for_all"]
 
 COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, for a run of several processes.")
 PROCESSES = flags.DEFINE_integer("processes", None, "How many processes the run has.")
@@ -49,6 +49,15 @@ def join() -> None:
         raise ValueError(f"--coordinator = {host}: must be host:port")
     if count > 1:
         jax.distributed.initialize(host, count, mine, **patience)
+
+
+def wait_for_all(name: str) -> None:
+    """To be called by every process once its program is compiled, before the first run of it: on CPUs a process that
+    comes to a collective more than 30 seconds before another gives up, and one that has compiled the program in an
+    earlier run comes that much sooner.
+    """
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def _launched_as_several() -> bool:

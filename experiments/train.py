@@ -169,6 +169,9 @@ def train(config, workdir: Path, *, profile: tuple[int, int] | None = None) -> d
                 stack.callback(_end_trace)
             with meter.input():
                 batch = sharding.put_batch(next(batches), mesh)
+            if first_step is None:
+                step.lower(state, metrics, batch, step_key).compile()
+                cluster.wait_for_all("compiled")
             state, metrics, seen = step(state, metrics, batch, step_key)
             if first_step is None:
                 jax.block_until_ready(seen)

@@ -43,7 +43,12 @@ def start(workdir, options, processes, devices):
 
 def finish(*arguments):
     started = start(*arguments)
-    outputs = [process.communicate(timeout=300)[0] for process in started]
+    try:
+        outputs = [process.communicate(timeout=300)[0] for process in started]
+    except subprocess.TimeoutExpired:  # say why, and leave none of them behind
+        for process in started:
+            process.kill()
+        outputs = [process.communicate()[0] for process in started]
     assert [process.returncode for process in started] == [0] * len(started), outputs
     return outputs
 
