@@ -74,8 +74,8 @@ def train_step(
     accumulate: int = 1,
     spike: float = 0.0,
     adapt: Callable[[Any, Array, Aux], Any] | None = None,
-) -> Callable[[TrainState, TrainMetrics, Any, Array], tuple[TrainState, TrainMetrics, Seen]]:
-    """A compiled step(state, metrics, batch, key) -> (state, metrics, seen).
+) -> jax.stages.Wrapped:
+    """The jitted step(state, metrics, batch, key) -> (state, metrics, seen).
 
     Args:
       loss: loss(params, batch, key, step, sampler) -> (scalar, Aux); with accumulate also a last argument, `Part`.

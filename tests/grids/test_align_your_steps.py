@@ -1,5 +1,7 @@
 """The bound and its minimiser against the closed form for Gaussian data (Sabour et al. 2024, section 3)."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,6 +56,27 @@ def test_the_minimiser(data):
     assert closed_form(found) < closed_form(early) < closed_form(karras)
 
 
+def test_a_judge_stops_the_search_where_samples_are_best(data):
+    """Euler's exact factor on the standard deviation of Gaussian data errs least in the middle of the search."""
+    seen = []
+
+    def error(sigmas):
+        seen.append(sigmas)
+        t = np.asarray(sigmas, np.float64)
+        return abs(np.log(np.prod(1 - (t[:-1] - t[1:]) * t[:-1] / (t[:-1] ** 2 + C**2)) * np.sqrt(80**2 + C**2) / C))
+
+    search = functools.partial(dx.grids.align_your_steps, gaussian, data[:256], 8, jax.random.key(0), rounds=6)
+    judged, last = search(judge=error), search()
+    values = [error(s) for s in seen[:7]]
+    np.testing.assert_allclose(seen[0][:-1], dx.schedules.sigmas(dx.schedules.karras(), 8, final=None)[:-1], rtol=1e-6)
+    np.testing.assert_array_equal(seen[6], last)
+    assert 0 < np.argmin(values) < 6 and error(judged) == min(values)
+    # of the first stage alone: the levels of the coarse grid are kept
+    forty = dx.grids.align_your_steps(gaussian, data[:64], 40, jax.random.key(0), rounds=2, judge=lambda s: -s[1])
+    karras = dx.schedules.sigmas(dx.schedules.karras(), 10, final=None)
+    np.testing.assert_allclose(forty[:-1:4], karras[:-1], rtol=1e-6)
+
+
 def test_the_bound_is_summed_in_float32_whatever_the_denoiser_gives():
     def bound(dtype):
         x0, sigmas = jnp.zeros((4, 1000)), [1.0, 0.1, 0.01]
@@ -83,6 +106,7 @@ def test_halving_keeps_the_levels_of_the_coarse_grid(data):
         ({"final": 1.0}, "final = 1.0"),
         ({"x0": np.zeros((0, 2))}, "x0 has shape"),
         ({"denoise": lambda x, s: x * jnp.nan}, "denoise gives NaN for noise of sigma in ["),
+        ({"judge": lambda s: np.nan, "rounds": 1}, "judge gives NaN for 2 of 2 grids"),
     ],
 )
 def test_bad_input_is_named(data, change, words):
