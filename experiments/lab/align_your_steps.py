@@ -78,12 +78,9 @@ def main() -> None:
     found: dict[str, Any] = {"grids": jax.tree.map(np.ndarray.tolist, grids), "distance": {}}
     for name, values in distance.items():
         found["distance"][name] = {key: results.mean([value[key] for value in values]) for key in values[0]}
-    how: dict[str, dict[str, Any]] = {
-        key: {"solver": solver, "grid": f"tabulated({sigmas[:-1].tolist()})", "steps": len(sigmas) - 1}
-        for key, solver, sigmas in each(grids["network"])
-    }
-    protocol.runs("align_your_steps", {"network": {}}, lambda _: how.values())
-    found["fd"] = {key: protocol.over_seeds(trained, "network", **how[key]) for key in how}
+    wanted = {key: scoring(solver, sigmas) for key, solver, sigmas in each(grids["network"])}
+    protocol.runs("align_your_steps", {"network": {}}, wanted)
+    found["fd"] = protocol.over_seeds(trained, wanted)
     protocol.write("align_your_steps", trained, found)
     results.picture("align_your_steps", plot(found))
 
@@ -149,6 +146,12 @@ def each(grids: Grids) -> Iterator[tuple[str, str, Any]]:
     for grid, by_solver in grids.items():
         for solver, by_steps in by_solver.items():
             yield from ((f"{solver}, {grid}, {n}", solver, sigmas) for n, sigmas in by_steps.items())
+
+
+def scoring(solver: str, sigmas: Any) -> protocol.Scoring:
+    """Of the networks' samples along a grid that ends in 0."""
+    grid = f"tabulated({sigmas[:-1].tolist()})"
+    return protocol.Scoring("network", {"solver": solver, "grid": grid, "steps": len(sigmas) - 1})
 
 
 def distances(

@@ -37,9 +37,9 @@ def main() -> None:
     config = protocol.config_of()
     planned = variants(config.train.steps)
     protocol.runs("consistency", {"teacher": planned.pop("teacher")})
-    runs = protocol.runs("consistency", planned, lambda _: [{"steps": steps} for steps in EVALUATIONS])
-
-    scores = {name: {steps: protocol.over_seeds(runs, name, steps=steps) for steps in EVALUATIONS} for name in planned}
+    wanted = {name: {steps: protocol.Scoring(name, {"steps": steps}) for steps in EVALUATIONS} for name in planned}
+    runs = protocol.runs("consistency", planned, wanted)
+    scores = protocol.over_seeds(runs, wanted)
     found = {"images": config.train.steps * config.train.batch_size, "variants": scores}
     print(table(found))
     protocol.write("consistency", runs, found)

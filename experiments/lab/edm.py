@@ -17,7 +17,6 @@ the pitfalls the loss and the norm of its gradient per noise level, before train
 standardised (c_in = 1), and of a loss that is not scaled (weight 1); and what their samples score.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -78,28 +77,23 @@ LEVELS = np.arange(-9.0, 13.0)
 
 
 def main() -> None:
-    trained = protocol.runs(
-        "edm", TRAINED | PITFALLS, lambda variant: [how for name, how in scorings() if name == variant]
-    )
-
-    def over_seeds(network: str, how: dict[str, Any]) -> dict[str, Any]:
-        return protocol.over_seeds(trained, network, **how)
-
-    rows = {row: {nfe: over_seeds(ROWS[row][0], how) for nfe, how in ablation(row).items()} for row in ROWS}
-    many = {name: over_seeds(name, EULER) for name in TRAINED}
-    churn = {nfe: {gamma: over_seeds("E", stochastic(gamma, nfe)) for gamma in CHURN} for nfe in CHURNED}
+    wanted = {
+        "rows": {row: ablation(row) for row in ROWS},
+        "euler_1000": {network: protocol.Scoring(network, EULER) for network in TRAINED},
+        "churn": {nfe: {gamma: protocol.Scoring("E", stochastic(gamma, nfe)) for gamma in CHURN} for nfe in CHURNED},
+        "pitfalls": {network: protocol.Scoring(network) for network in PITFALLS},
+    }
+    trained = protocol.runs("edm", TRAINED | PITFALLS, wanted)
+    scores = protocol.over_seeds(trained, wanted)
 
     def pitfall(network: str) -> dict[str, Any]:
         of_seeds = [per_level(run) for run in trained if run.variant == network]
         by_level = {what: zip(*(values[what] for values in of_seeds), strict=True) for what in of_seeds[0]}
         levels = {what: [results.mean(seeds) for seeds in values] for what, values in by_level.items()}
-        return levels | {"scores": over_seeds(network, {})}
+        return levels | {"scores": scores["pitfalls"][network]}
 
-    found = {
-        "rows": rows,
-        "euler_1000": many,
-        "of_euler_1000": ratios(rows, many),
-        "churn": churn,
+    found = scores | {
+        "of_euler_1000": ratios(scores["rows"], scores["euler_1000"]),
         "pitfalls": {"logsnr": (LEVELS + 0.5).tolist()} | {name: pitfall(name) for name in PITFALLS},
     }
     protocol.write("edm", trained, found)
@@ -118,12 +112,12 @@ def ratios(rows: dict[str, Any], many: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def ablation(row: str) -> dict[int, dict[str, Any]]:
-    """NFE -> how a row is sampled in so many evaluations."""
-    _, solver, grid = ROWS[row]
+def ablation(row: str) -> dict[int, protocol.Scoring]:
+    """{NFE: a row, sampled in so many evaluations}."""
+    network, solver, grid = ROWS[row]
     evaluations = NFE + MANY if row in ("A", "A'") else NFE
     steps = {nfe: heun_steps(nfe) if solver == "heun" else nfe for nfe in evaluations}
-    return {nfe: {"solver": solver, "grid": grid, "steps": n} for nfe, n in steps.items()}
+    return {nfe: protocol.Scoring(network, {"solver": solver, "grid": grid, "steps": n}) for nfe, n in steps.items()}
 
 
 def heun_steps(nfe: int) -> int:
@@ -135,15 +129,6 @@ def stochastic(gamma: float, nfe: int) -> dict[str, Any]:
     """How samples are made with EDM's stochastic sampler."""
     steps = heun_steps(nfe)
     return {"solver": f"edm_stochastic(churn={gamma * steps}, s_min=0.05, s_max=50)", "grid": KARRAS, "steps": steps}
-
-
-def scorings() -> Iterator[tuple[str, dict[str, Any]]]:
-    """(network, how it is sampled), for all that is scored."""
-    for row, (network, *_) in ROWS.items():
-        yield from ((network, how) for how in ablation(row).values())
-    yield from ((name, EULER) for name in TRAINED)
-    yield from (("E", stochastic(gamma, nfe)) for nfe in CHURNED for gamma in CHURN)
-    yield from ((name, {}) for name in PITFALLS)
 
 
 def per_level(run: protocol.Run) -> dict[str, list[float]]:

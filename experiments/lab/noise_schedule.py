@@ -13,7 +13,6 @@ training, which is how the paper is sometimes retold (its abstract describes a s
 
 import itertools
 import math
-from collections.abc import Iterator
 from typing import Any
 
 from experiments import cli
@@ -54,30 +53,22 @@ def main() -> None:
     compared = {f"{name}, {to}" for to in TARGETS for name in SCHEDULES}
     by_parts = {1.0: set(variants), GUIDED: {f"{name}, v" for name in SCHEDULES}}
 
-    def how(part: float, guidance: float = 1.0) -> dict[str, Any]:
-        return {"step": round(part * end), "grid": GRID, "guidance": guidance}
+    def at(variant: str, part: float, scale: float) -> protocol.Scoring:
+        return protocol.Scoring(variant, {"step": round(part * end), "grid": GRID, "guidance": scale})
 
-    def scorings(variant: str) -> Iterator[dict[str, Any]]:
-        for scale, names in by_parts.items():
-            yield from (how(part, scale) for part in PARTS if variant in names)
-        yield from (how(1.0, scale) for scale in GUIDANCE if variant in compared)
-
-    trained = protocol.runs("noise_schedule", {name: fields | often for name, fields in variants.items()}, scorings)
-
-    def over_seeds(variant: str, part: float, scale: float) -> dict[str, Any]:
-        return protocol.over_seeds(trained, variant, **how(part, scale))
-
-    def by_part(variant: str, scale: float) -> dict[float, Any]:
-        return {part: over_seeds(variant, part, scale) for part in PARTS}
-
-    curves = {
-        scale: {name: by_part(name, scale) for name in variants if name in names} for scale, names in by_parts.items()
+    wanted = {
+        "curves": {
+            scale: {name: {part: at(name, part, scale) for part in PARTS} for name in variants if name in names}
+            for scale, names in by_parts.items()
+        },
+        "guidance": {
+            name: {scale: at(name, 1.0, scale) for scale in GUIDANCE} for name in variants if name in compared
+        },
     }
-    guidance = {
-        name: {scale: over_seeds(name, 1.0, scale) for scale in GUIDANCE} for name in variants if name in compared
-    }
-    shares = {scale: sooner(by_name["Laplace, v"], by_name["cosine, v"]) for scale, by_name in curves.items()}
-    found = {"steps": end, "curves": curves, "guidance": guidance, "sooner": shares}
+    trained = protocol.runs("noise_schedule", {name: fields | often for name, fields in variants.items()}, wanted)
+    found = protocol.over_seeds(trained, wanted)
+    shares = {scale: sooner(by_name["Laplace, v"], by_name["cosine, v"]) for scale, by_name in found["curves"].items()}
+    found |= {"steps": end, "sooner": shares}
     protocol.write("noise_schedule", trained, found)
     results.picture("noise_schedule", plot(found))
 

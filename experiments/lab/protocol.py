@@ -21,7 +21,7 @@ Given are means over the seeds and their standard errors (`experiments/lab/resul
 import functools
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +38,19 @@ from experiments.held_out import everything
 from experiments.lab import results
 from experiments.recipe import recipe, sampler
 
-__all__ = ["Run", "config_of", "floor", "folder", "judges", "over_seeds", "runs", "score", "scored", "write"]
+__all__ = [
+    "Run",
+    "Scoring",
+    "config_of",
+    "floor",
+    "folder",
+    "judges",
+    "over_seeds",
+    "runs",
+    "score",
+    "scored",
+    "write",
+]
 
 SAMPLES = 1000
 SOLVER, GRID, STEPS = "default", "plain", 18
@@ -56,6 +68,13 @@ class Run(NamedTuple):
     workdir: Path
     variant: str
     seed: int
+
+
+class Scoring(NamedTuple):
+    """Stands for the scores of the runs of a variant: with what `scored` is asked for them."""
+
+    variant: str
+    how: Mapping[str, Any] = {}
 
 
 # ---- training -------------------------------------------------------------------------------------------------------
@@ -78,7 +97,7 @@ def folder(experiment: str, variant: str, seed: int | str) -> Path:
 def runs(
     experiment: str,
     variants: Mapping[str, Mapping[str, Any]],
-    scorings: Callable[[str], Iterable[Mapping[str, Any]]] = lambda variant: (),
+    wanted: Mapping[Any, Any] | None = None,
 ) -> list[Run]:
     """Trains and scores what is not yet. Returns the runs of all variants and seeds, in that order.
 
@@ -86,7 +105,7 @@ def runs(
 
     variants: name -> overrides of the config, "{seed}" in them standing for the seed. All configs are read before
     the first run starts.
-    scorings: variant -> the arguments of `scored`, for each score of its runs.
+    wanted: the `Scoring`s, in dicts of any depth.
     """
     found = []
     for name, overrides in variants.items():
@@ -103,8 +122,9 @@ def runs(
         if not (done.exists() and read_json(done).get("step") == config.train.steps):
             print(f"{experiment}/{run.variant}, seed {run.seed}", flush=True)
             train.train(config, run.workdir)
-        for how in scorings(run.variant):
-            scored(run, **how)
+        for scoring in _each(wanted or {}):
+            if scoring.variant == run.variant:
+                scored(run, **scoring.how)
         jax.clear_caches()
     return [run for run, _ in found]
 
@@ -191,9 +211,23 @@ def scored(run: Run, step: int | None = None, **changed: Any) -> dict[str, float
     return kept[what]
 
 
-def over_seeds(trained: Iterable[Run], variant: str, **how: Any) -> dict[str, dict[str, Any]]:
-    """`scored` of the runs of a variant: {score: its mean, standard error and values}."""
-    return results.over_seeds(scored(run, **how) for run in trained if run.variant == variant)
+def over_seeds(trained: Iterable[Run], wanted: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Dicts with a `Scoring` at their ends, of which is told {score: its mean, standard error and values}."""
+
+    def of(scoring: Scoring) -> dict[str, dict[str, Any]]:
+        return results.over_seeds(scored(run, **scoring.how) for run in trained if run.variant == scoring.variant)
+
+    return {
+        key: of(value) if isinstance(value, Scoring) else over_seeds(trained, value) for key, value in wanted.items()
+    }
+
+
+def _each(wanted: Mapping[Any, Any]) -> Iterator[Scoring]:
+    for value in wanted.values():
+        if isinstance(value, Scoring):
+            yield value
+        else:
+            yield from _each(value)
 
 
 @functools.lru_cache(maxsize=1)

@@ -45,7 +45,7 @@ def tiny(monkeypatch, tmp_path, trained, flags_of):
     for name, value in {"SAMPLES": 12, "STEPS": 2, "SIDE": 32, "SOLVER": "euler"}.items():
         monkeypatch.setattr(protocol, name, value)
 
-    def runs(experiment, variants, scorings=None):
+    def runs(experiment, variants, wanted=None):
         for fields in variants.values():
             protocol.config_of(fields)
         return [protocol.Run(trained, name, 0) for name in variants]
@@ -116,7 +116,8 @@ def test_processes_divide_the_runs(monkeypatch, flags_of, tmp_path):
 
     monkeypatch.setattr(workdirs.time, "sleep", sleep)
     monkeypatch.setattr(results, "SEEDS", types.SimpleNamespace(value=1))
-    protocol.runs("two", {"a": {}, "b": {}}, lambda variant: [{"steps": ord(variant)}])
+    wanted = {"all": {2: {name: protocol.Scoring(name, {"steps": ord(name)}) for name in "ab"}}}
+    protocol.runs("two", {"a": {}, "b": {}}, wanted)
     assert before == [folders["b"], (folders["b"], {"steps": 98})]
     assert done == [*before, folders["a"], (folders["a"], {"steps": 97})]
 
