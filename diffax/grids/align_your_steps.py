@@ -35,6 +35,9 @@ __all__ = ["align_your_steps", "klub"]
 
 _COARSE = 10
 _FINEST = 40
+_REACH = 0.2
+"""How far a level may move in a sweep, in parts of the way to its neighbours: the grids between the sweeps should lie
+close enough for a judge to find the best (with 0.8 the first one was often too far already)."""
 
 
 def align_your_steps(
@@ -111,7 +114,7 @@ def klub(denoise: Denoiser, x0: ArrayLike, sigmas: ArrayLike, key: Array, sigma_
 
 def _tune(two: Callable, levels: np.ndarray, which: np.ndarray, key: Array, rounds: int) -> Iterator[np.ndarray]:
     """The levels after each sweep over those numbered `which`: until none moves at any reach, or rounds are over."""
-    levels, reach = levels.copy(), 0.8
+    levels, reach = levels.copy(), _REACH
     for turn in range(rounds):
         moved = False
         for i in which:
@@ -127,7 +130,7 @@ def _tune(two: Callable, levels: np.ndarray, which: np.ndarray, key: Array, roun
             levels[i] = middles[best]
         yield levels.copy()
         reach = reach if moved else reach / 2
-        if reach < 0.05:
+        if reach < _REACH / 10:
             break
 
 

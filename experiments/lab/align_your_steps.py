@@ -36,7 +36,7 @@ SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
 PILOTS, CLEAN, JUDGED = 64, 256, 256
 """Noises of grids.fit, images of grids.align_your_steps, and noises that the distance is measured on."""
 REFERENCE = 128
-ROUNDS, ITERATIONS = 6, 100
+ROUNDS, ITERATIONS = 12, 100
 """Of align_your_steps, and of fit."""
 STD = 0.1
 """Of the components of the exact mixture."""
