@@ -199,15 +199,15 @@ def plot(found: dict[str, Any]) -> Any:
     figure = Figure(figsize=(15, 11), layout="constrained")
     for (what, by_key), axes in zip(scores.items(), figure.subplots(3, len(solvers), squeeze=False), strict=True):
         for solver, ax in zip(solvers, axes, strict=True):
+            if what.startswith("distance") and solver == STOCHASTIC:
+                ax.remove()
+                continue
             for i, grid in enumerate(found["grids"]["network"]):
                 keys = {n: f"{solver}, {grid}, {n}" for n in STEPS}
                 if all(key in by_key for key in keys.values()):
                     results.line(ax, {n: by_key[key] for n, key in keys.items()}, label=grid, color=f"C{i}")
-            ax.set(xlabel="evaluations", ylabel=what, yscale="log", title=solver)
-            if ax.has_data():
-                ax.legend(frameon=False)
-            else:
-                ax.axis("off")
+            ax.set(xlabel="evaluations", xticks=STEPS, ylabel=what, yscale="log", title=solver)
+            ax.legend(frameon=False)
     return figure
 
 
