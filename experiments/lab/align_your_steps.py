@@ -106,19 +106,20 @@ def find(
     pilots = noises(1, PILOTS, clean.shape[1:])
     of_clean, of_pilots = model(None if label is None else jnp.asarray(label)), model(labels(PILOTS, num_classes))
 
-    @jax.jit
-    def drawn(sigmas: Any) -> Any:
-        return dx.sample(of_pilots, pilots, sigmas, solver=method(SOLVERS[0]))
-
-    exact = dx.sample(of_pilots, pilots, dx.grids.plain(REFERENCE))
-
-    def distance(sigmas: np.ndarray) -> float:
-        return float(jnp.mean((drawn(sigmas) - exact) ** 2))
+    @functools.cache  # only where a grid is still to be found
+    def judge() -> Callable[[Any, str], float]:
+        return from_exact(lambda _, label: model(label), pilots, labels(PILOTS, num_classes))(None)
 
     def aligned(n: int) -> np.ndarray:
-        key = jax.random.key(0)
         return dx.grids.align_your_steps(
-            of_clean, clean, n, key, sigma_min=SIGMA_MIN, sigma_max=SIGMA_MAX, rounds=ROUNDS, judge=distance
+            of_clean,
+            clean,
+            n,
+            jax.random.key(0),
+            sigma_min=SIGMA_MIN,
+            sigma_max=SIGMA_MAX,
+            rounds=ROUNDS,
+            judge=lambda sigmas: judge()(sigmas, SOLVERS[0]),
         )
 
     def fitted(solver: str, n: int) -> np.ndarray:
@@ -158,21 +159,27 @@ def distances(
     model: Model, parameters: list[Any], grids: Grids, shape: tuple[int, ...], num_classes: int | None
 ) -> list[dict[str, float]]:
     """Of each of the parameters: {"solver, grid, n": root mean square distance to the exact ends}."""
-    x, label = noises(2, JUDGED, shape), labels(JUDGED, num_classes)
+    distance = from_exact(model, noises(2, JUDGED, shape), labels(JUDGED, num_classes))
+
+    def of(params: Any) -> dict[str, float]:
+        far = distance(params)
+        return {key: far(sigmas, solver) for key, solver, sigmas in each(grids) if solver != STOCHASTIC}
+
+    return [of(params) for params in parameters]
+
+
+def from_exact(model: Model, x: Any, label: Any) -> Callable[[Any], Callable[[Any, str], float]]:
+    """params -> (sigmas, solver) -> the root mean square distance to the exact ends of the samples from noise x."""
 
     @functools.partial(jax.jit, static_argnames="solver")
     def ends(params: Any, sigmas: Any, solver: str) -> Any:
         return dx.sample(model(params, label), x, sigmas, solver=method(solver))
 
-    def of(params: Any) -> dict[str, float]:
+    def of(params: Any) -> Callable[[Any, str], float]:
         exact = ends(params, dx.grids.plain(REFERENCE), "default")
-        return {
-            key: float(jnp.sqrt(jnp.mean((ends(params, sigmas, solver) - exact) ** 2)))
-            for key, solver, sigmas in each(grids)
-            if solver != STOCHASTIC
-        }
+        return lambda sigmas, solver: float(jnp.sqrt(jnp.mean((ends(params, sigmas, solver) - exact) ** 2)))
 
-    return [of(params) for params in parameters]
+    return of
 
 
 def method(name: str) -> dx.solvers.Solver:
