@@ -3,7 +3,7 @@
     python -m experiments.lab.cvdm --task superresolution --out runs/lab
     python -m experiments.lab.cvdm --task phase --out runs/lab
 
-One network, trained on equal numbers of the same images with each of eight fixed schedules, which are the sweep that a
+One network, trained on equal numbers of the same images with each of seven fixed schedules, which are the sweep that a
 user would make, with one learned for all pixels and with one learned for each. Restored are patches of a region of a
 microscope image that was not trained on (`experiments/lab/microscopy.py`); scores are those of the mean of DRAWS draws
 of the posterior and of single draws, and its calibration (`diffax/metrics/image_quality.py`), means over the seeds with

@@ -1,5 +1,6 @@
 """The laboratory's CVDM: honest pairs, one network for all schedules, draws of an exact posterior, the command."""
 
+import itertools
 import json
 import statistics
 import subprocess
@@ -87,6 +88,12 @@ BATCH = {
 
 def small(variant):
     return restoration.model(variant, (16, 16, 1), 2, channels=4)
+
+
+def test_no_two_schedules_of_the_sweep_are_the_same():
+    u = jnp.linspace(0, 1, 33)
+    levels = [np.asarray(schedule().quantile(u, 1 - u)) for schedule in restoration.FIXED.values()]
+    assert min(np.abs(one - other).max() for one, other in itertools.combinations(levels, 2)) > 1
 
 
 @pytest.mark.parametrize("variant", restoration.LEARNED)
