@@ -26,7 +26,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from diffax import _check, noise
+from diffax import _check, draws, noise
 from diffax._array import at_least_float32, per_sample
 from diffax.denoiser import Denoiser
 from diffax.schedules import families, grid
@@ -62,7 +62,7 @@ def align_your_steps(
       key: for the draws.
       sigma_max, sigma_min: the ends of the bound, t_n and t_0.
       sigma_data: c, the scale of the data.
-      rounds: sweeps over the levels at most, in each stage.
+      rounds: sweeps over the levels at most, in each stage; >= 0.
       final: what the last sigma is replaced by, as is usual; None keeps sigma_min.
       judge: sigmas [min(n, 10) + 1] -> how bad samples are that are drawn along them; of the grids between the sweeps
         of the first stage the best one is taken, the Karras grid that it starts from among them. None takes the last,
@@ -74,7 +74,9 @@ def align_your_steps(
     """
     _check.positive("sigma_min", sigma_min)
     _check.less("sigma_min", sigma_min, "sigma_max", sigma_max)
+    _check.positive("sigma_data", sigma_data)
     _check.whole("n", n)
+    _check.whole("rounds", rounds, 0)
     if final is not None and not 0 <= final <= sigma_min:
         raise ValueError(f"final = {final}: must be None or lie in [0, sigma_min = {sigma_min}]")
     x0 = at_least_float32(x0)
@@ -101,9 +103,20 @@ def align_your_steps(
 
 
 def klub(denoise: Denoiser, x0: ArrayLike, sigmas: ArrayLike, key: Array, sigma_data: float = 0.5) -> Array:
-    """An estimate of the bound for a grid of positive sigmas [n + 1], from a draw per clean sample x0 and interval."""
+    """An estimate of the bound for a grid, from a draw per clean sample and interval: a scalar.
+
+    Args:
+      denoise, x0, sigma_data: as for `align_your_steps`.
+      sigmas: [n + 1], n >= 1, in any order.
+      key: for the draws.
+
+    Raises ValueError unless the sigmas are positive, finite and no two alike, and sigma_data is positive.
+    """
     _check.positive("sigmas", sigmas)
-    x0, levels = at_least_float32(x0), jnp.sort(at_least_float32(sigmas))
+    _check.positive("sigma_data", sigma_data)
+    x0, levels = at_least_float32(x0), jnp.sort(jnp.atleast_1d(at_least_float32(sigmas)))
+    if levels.ndim != 1 or levels.size < 2 or (_check.concrete(levels) and (np.diff(levels) == 0).any()):
+        raise ValueError(f"sigmas = {sigmas}: must be [n + 1] with n >= 1, no two of them alike")
     pairs = jnp.stack([levels[:-1], levels[1:]], axis=1)
     keys = jax.random.split(key, len(pairs))
     return jax.lax.map(lambda a: _interval(denoise, x0, a[0][0], a[0][1], a[1], sigma_data), (pairs, keys)).sum()
@@ -159,7 +172,7 @@ def _interval(denoise: Denoiser, x0: Array, low: Array, high: Array, key: Array,
     mass = middle**-2 * gap(middle) * jnp.log(knots[1:] / knots[:-1])
     share = jnp.concatenate([jnp.zeros(1, mass.dtype), jnp.cumsum(mass)]) / jnp.sum(mass)
     keys = jax.random.split(key, 3)
-    u = (index + jax.random.uniform(keys[0], (batch,), knots.dtype)) / batch
+    u = draws.stratified(keys[0], batch)
     bin = jnp.clip(jnp.searchsorted(share, u) - 1, 0, 127)
     # Within a bin t is that of its middle, which makes the sum over bins the midpoint rule.
     t = middle[bin]

@@ -38,8 +38,8 @@ PILOTS, CLEAN, JUDGED = 64, 256, 256
 REFERENCE = 128
 ROUNDS, ITERATIONS = 12, 100
 """Of align_your_steps, and of fit."""
-STD = 0.1
-"""Of the components of the exact mixture."""
+CENTRES, STD = 1000, 0.1
+"""The components of the exact mixture, training images, and their standard deviation."""
 
 Grids = dict[str, dict[str, dict[int, Any]]]
 """{grid: {solver: {n: sigmas [n + 1]}}}"""
@@ -56,7 +56,8 @@ def main() -> None:
     rec, _ = networks[0]
     x0 = data.to_unit(images["image"], rec.levels)
 
-    exact = dx.gaussian_mixture(x0[:1000], STD)
+    centres = x0[:CENTRES]
+    exact = dx.gaussian_mixture(centres, STD)
     models: dict[str, tuple[Model, list[Any]]] = {  # and what its denoisers are made of
         "network": (
             lambda params, label: dx.denoiser(rec.network.apply, params, rec.preconditioning, label),
@@ -64,10 +65,12 @@ def main() -> None:
         ),
         "mixture": (lambda _, label: exact, [None]),
     }
-    clean = {"network": x0[:CLEAN], "mixture": x0[:CLEAN] + STD * noises(3, CLEAN, x0.shape[1:]) / SIGMA_MAX}
+    some = centres[np.arange(CLEAN) * len(centres) // CLEAN]  # spread over all of them
+    clean = {"network": x0[:CLEAN], "mixture": some + STD * noises(3, CLEAN, x0.shape[1:]) / SIGMA_MAX}
 
     label = images["label"][:CLEAN] if "label" in images else None
-    settings = [config.data.name, config.train.steps, PILOTS, CLEAN, ROUNDS, ITERATIONS, STD]
+    settings = [workdirs.identity(config), config.train.steps, SIGMA_MIN, SIGMA_MAX, CENTRES, STD, CLEAN]
+    settings += [PILOTS, REFERENCE, SOLVERS[0], ROUNDS, ITERATIONS]
 
     def found_for(name: str) -> Grids:
         (model, parameters), folder = models[name], Path(results.OUT.value) / "align_your_steps" / f"grids_{name}"

@@ -36,6 +36,7 @@ EVALUATIONS = (1, 2)
 def main() -> None:
     config = protocol.config_of()
     planned = variants(config.train.steps)
+    protocol.plan("consistency", planned)  # so that no teacher is trained on for runs that cannot follow
     protocol.runs("consistency", {"teacher": planned.pop("teacher")})
     wanted = {name: {steps: protocol.Scoring(name, {"steps": steps}) for steps in EVALUATIONS} for name in planned}
     runs = protocol.runs("consistency", planned, wanted)

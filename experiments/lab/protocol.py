@@ -46,6 +46,7 @@ __all__ = [
     "folder",
     "judges",
     "over_seeds",
+    "plan",
     "runs",
     "score",
     "scored",
@@ -94,18 +95,12 @@ def folder(experiment: str, variant: str, seed: int | str) -> Path:
     return Path(results.OUT.value) / experiment / re.sub(r"[^\w.]+", "-", variant) / str(seed)
 
 
-def runs(
-    experiment: str,
-    variants: Mapping[str, Mapping[str, Any]],
-    wanted: Mapping[Any, Any] | None = None,
-) -> list[Run]:
-    """Trains and scores what is not yet. Returns the runs of all variants and seeds, in that order.
+def plan(experiment: str, variants: Mapping[str, Mapping[str, Any]]) -> list[tuple[Run, Any]]:
+    """The runs of all variants and seeds, in that order, with their configs.
 
-    Raises ValueError if one is there already with another config.
+    variants: name -> overrides of the config, "{seed}" in them standing for the seed.
 
-    variants: name -> overrides of the config, "{seed}" in them standing for the seed. All configs are read before
-    the first run starts.
-    wanted: the `Scoring`s, in dicts of any depth.
+    Raises ValueError for a config that cannot be read, and if a run is there already with another.
     """
     found = []
     for name, overrides in variants.items():
@@ -114,6 +109,20 @@ def runs(
             run, config = Run(folder(experiment, name, seed), name, seed), config_of(fields | {"seed": seed})
             workdirs.check(run.workdir, config)
             found.append((run, config))
+    return found
+
+
+def runs(
+    experiment: str,
+    variants: Mapping[str, Mapping[str, Any]],
+    wanted: Mapping[Any, Any] | None = None,
+) -> list[Run]:
+    """Trains and scores what is not yet, once all can be. Returns the runs in the order of `plan`, and raises as it
+    does.
+
+    wanted: the `Scoring`s, in dicts of any depth.
+    """
+    found = plan(experiment, variants)
     # The first seed of all comes first, so that the programs of the others are in the cache by then.
     work = {run.workdir: (run, config) for run, config in sorted(found, key=lambda item: item[0].seed)}
     for path in workdirs.divided(work):

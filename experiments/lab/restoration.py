@@ -62,8 +62,8 @@ FIXED: Mapping[str, Callable[[], Schedule]] = {
     "linear": lambda: _linear(20.0),
     "linear 10": lambda: _linear(10.0),
 }
-"""The sweep: the cosine schedule and ones that are moved in logSNR, DDPM's linear betas (to 20) and ones to 10. A greater
-beta would change nothing: cut where logSNR is -10, all that get there are one schedule."""
+"""The sweep: the cosine schedule and ones that are moved in logSNR, DDPM's linear betas (to 20) and ones to 10. A
+greater beta would change nothing: cut where logSNR is -10, all that get there are one schedule."""
 LEARNED = ("learned", "learned per pixel")
 _RATE = 10.0
 """Of a learned schedule at first: alpha^2 = e^-10 at u = 1, the noisy end of the fixed ones (but of "linear 10", whose

@@ -40,6 +40,21 @@ def test_the_bound(data, sigmas):
     np.testing.assert_allclose(got, closed_form(sigmas), rtol=0.03)
 
 
+def test_the_bound_does_not_depend_on_the_order_of_the_data():
+    """Two kinds of samples, one after the other: each must see all levels of an interval."""
+    stds = jnp.array([0.1, 2.0])
+    x0 = jnp.repeat(stds, 256)[:, None] * jax.random.normal(jax.random.key(0), (512, DIM))
+
+    def exact(x, sigma):
+        variance = stds**2 + jnp.reshape(sigma, (-1, 1)) ** 2
+        share = jax.nn.softmax(-jnp.sum(x**2, -1, keepdims=True) / variance / 2 - DIM / 2 * jnp.log(variance))
+        return x * jnp.sum(share * stds**2 / variance, -1, keepdims=True)
+
+    bound = jax.jit(lambda x0, key: dx.grids.klub(exact, x0, [0.5, 5.0], key))
+    one, other = ([bound(x, jax.random.key(k)) for k in range(8)] for x in (x0, x0[::-1]))
+    np.testing.assert_allclose(np.mean(one), np.mean(other), rtol=0.1)
+
+
 def test_the_minimiser(data):
     """With rounds enough the bound is the least possible to 2 %; stopped early it lies between that and Karras's."""
     ends = dict(sigma_max=80.0, sigma_min=0.01, final=None)
@@ -105,6 +120,8 @@ def test_halving_keeps_the_levels_of_the_coarse_grid(data):
         ({"n": 0}, "n = 0"),
         ({"sigma_min": 90.0}, "sigma_min = 90.0"),
         ({"final": 1.0}, "final = 1.0"),
+        ({"sigma_data": np.nan}, "sigma_data = nan"),
+        ({"rounds": 2.5}, "rounds = 2.5"),
         ({"x0": np.zeros((0, 2))}, "x0 has shape"),
         ({"denoise": lambda x, s: x * jnp.nan}, "denoise gives NaN for noise of sigma in ["),
         ({"judge": lambda s: np.nan, "rounds": 1}, "judge gives NaN for 2 of 2 grids"),
@@ -116,6 +133,10 @@ def test_bad_input_is_named(data, change, words):
     assert words in str(error.value)
 
 
-def test_the_bound_wants_positive_sigmas(data):
-    with pytest.raises(ValueError, match=r"sigmas = .*: must be positive"):
-        dx.grids.klub(gaussian, data, [1.0, 0.0], jax.random.key(0))
+@pytest.mark.parametrize(
+    ("sigmas", "words"),
+    [([1.0, 0.0], "must be positive"), ([1.0], "n >= 1"), (2.0, "n >= 1"), ([1.0, 2.0, 1.0], "no two of them alike")],
+)
+def test_the_bound_wants_positive_sigmas_that_differ(data, sigmas, words):
+    with pytest.raises(ValueError, match=rf"sigmas = .*{words}"):
+        dx.grids.klub(gaussian, data, sigmas, jax.random.key(0))
