@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-__all__ = ["between", "concrete", "finite", "less", "positive", "whole"]
+__all__ = ["between", "concrete", "finite", "less", "numbers", "positive", "whole"]
 
 
 def concrete(*values: Any) -> bool:
@@ -20,6 +20,12 @@ def finite(name: str, value: Any) -> None:
     """Raise ValueError unless every entry of `value` is a finite number."""
     if concrete(value) and not (np.size(value) and np.isfinite(np.asarray(value, np.float64)).all()):
         raise ValueError(f"{name} = {value}: must be finite")
+
+
+def numbers(name: str, values: np.ndarray) -> None:
+    """Raise ValueError unless all of many values are finite; says how many are not."""
+    if bad := int((~np.isfinite(values)).sum()):
+        raise ValueError(f"{name}: {bad} of {np.size(values)} values are not finite")
 
 
 def positive(name: str, value: Any) -> None:

@@ -59,12 +59,14 @@ def function(
     """f(x, sigma) from a network F = apply(params, x, c_noise, cond); it has the shape of a denoiser.
 
     f(x, sigma_min) is x itself, whatever F says. sigma is a scalar or [batch], >= sigma_min. The result has the
-    dtype of x. Raises ValueError unless sigma_min and sigma_data are positive.
+    dtype of x. Raises ValueError unless sigma_min and sigma_data are positive; and f for a sigma below sigma_min.
     """
     _check.positive("sigma_min", sigma_min)
     _check.positive("sigma_data", sigma_data)
 
     def f(x: Array, sigma: ArrayLike) -> Array:
+        if _check.concrete(sigma, sigma_min) and not (np.asarray(sigma) > (1 - _ROUNDING) * sigma_min).all():
+            raise ValueError(f"sigma = {sigma}: must be at least sigma_min = {sigma_min}")
         sigma = jnp.broadcast_to(at_least_float32(sigma), x.shape[:1])
         above, scale = sigma - sigma_min, 1 / jnp.hypot(sigma, sigma_data)
         skip = per_sample(1 / (1 + (above / sigma_data) ** 2), x)
@@ -86,12 +88,15 @@ def levels(count: ArrayLike, most: int, *, schedule: Schedule | None = None, poo
 
     Returns: [most] sigmas; from place count - 1 on all are the last one.
 
-    Raises: ValueError if most or pool is out of range.
+    Raises: ValueError if most or pool is out of range, or the schedule's ends are not finite.
     """
     _check.whole("most", most, 2)
     if pool is not None:
         _check.whole("pool", pool, most, 30_000)
     schedule = schedules.karras() if schedule is None else schedule
+    ends = schedule.quantile(jnp.arange(2.0), 1 - jnp.arange(2.0))
+    if _check.concrete(ends) and not np.isfinite(ends).all():
+        raise ValueError(f"schedule: goes from logSNR {ends[0]} to {ends[1]}; must have finite ends, see truncate")
     last = jnp.clip(jnp.asarray(count, jnp.int32), 2, most) - 1
     place = jnp.minimum(jnp.arange(most), last)
     if pool is not None:
@@ -135,7 +140,8 @@ def training(
     Returns: the mean loss, a float32 scalar, and `losses.Aux` with the loss of each sample and the logSNR of the
       noisier of its two levels.
 
-    Raises: ValueError unless huber is positive and jitter at least 0.
+    Raises: ValueError unless huber is positive and jitter at least 0, both finite, and the sigmas, where they have
+      values, are as described, the first two different.
     """
 
     def neighbour(x0: Array, n: Array, x: Array, high: Array, low: Array) -> Array:
@@ -247,7 +253,13 @@ def _loss(
 ) -> tuple[Array, Aux]:
     """neighbour: (x0, n, x, high, low) -> the point at level low that belongs to x at level high."""
     _check.positive("huber", huber)
+    _check.finite("jitter", jitter)
     _check.between("jitter", jitter, 0, np.inf)
+    if _check.concrete(sigmas):
+        values = np.asarray(sigmas)
+        if values.ndim != 1 or values.size < 2 or not (np.diff(values) >= 0).all() or values[0] == values[1]:
+            raise ValueError(f"sigmas = {values}: must be [levels], two or more, ascending, the first two different")
+        _check.positive("sigmas", values)
     schedule = schedules.edm(-1.1, 2.0) if schedule is None else schedule
     x0, sigmas = at_least_float32(x0), at_least_float32(sigmas)
     batch = x0.shape[0]

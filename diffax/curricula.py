@@ -1,6 +1,7 @@
 """Curricula of consistency training: into how many levels N the noise is cut at training step k of `total`.
 
-All take the step as a number or a traced array and return an int32 array of its shape; the levels themselves are
+All take the step as a number or a traced array and return an int32 array of its shape, and raise ValueError unless
+total, s0 and s1 are whole numbers >= 1 and s0 < s1. The levels themselves are
 `consistency.levels(N, most)`. (How the *distribution* of noise moves with the step is `schedules.anneal`.)
 """
 
@@ -47,8 +48,7 @@ def sinusoidal(step: ArrayLike, total: int, s0: int = 20, s1: int = 250, rho: fl
 
 def _share(step: ArrayLike, total: int, s0: int, s1: int) -> Array:
     """k / K, held in [0, 1], the arguments having been checked."""
-    for name, value in (("total", total), ("s0", s0)):
-        if value < 1:
-            raise ValueError(f"{name} = {value}: must be at least 1")
+    for name, value in (("total", total), ("s0", s0), ("s1", s1)):
+        _check.whole(name, value)
     _check.less("s0", s0, "s1", s1)
     return jnp.clip(at_least_float32(step) / total, 0, 1)

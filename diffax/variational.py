@@ -37,7 +37,7 @@ from jax import Array
 from diffax import draws, losses, weightings
 from diffax import preconditioning as preconditionings
 from diffax._array import Scalar, at_least_float32, per_sample
-from diffax.losses import Aux
+from diffax.losses import Aux, Part
 from diffax.preconditioning import Preconditioning
 from diffax.schedules import Schedule, per_pixel_regulariser
 from diffax.weightings import Weighting
@@ -58,11 +58,12 @@ def conditional(
     draw: Callable[[Array, int], Array] = draws.stratified,
     prior_weight: Scalar = 2.0,
     curvature_weight: Scalar = 2e-3,
+    part: Part | None = None,
 ) -> tuple[Array, Aux]:
     """CVDM's loss of a batch: to be differentiated in what `schedule` is made of as well as in params.
 
     Args:
-      apply, params, key, x0, cond, draw: as of `losses.denoising`. With a schedule per pixel apply sees c_noise
+      apply, params, key, x0, cond, draw, part: as of `losses.denoising`. With a schedule per pixel apply sees c_noise
         [batch, ...], with the axes of x0: the level of each pixel.
       schedule: the one that is learned; logSNR [batch], or per pixel.
       preconditioning: what the network predicts, eps() by default, as in the paper.
@@ -84,13 +85,18 @@ def conditional(
         preconditioning=preconditioning,
         weighting=weighting,
         draw=draw,
+        part=part,
     )
-    curvature = per_pixel_regulariser(schedule, draw(curve_key, len(x0)), weight=curvature_weight)
+    index, whole = Part(jnp.arange(len(x0)), len(x0)) if part is None else part
+    curvature = per_pixel_regulariser(schedule, draw(curve_key, whole)[index], weight=curvature_weight)
     return error + prior_weight * prior(schedule, x0).mean() + curvature.mean(), aux
 
 
 def prior(schedule: Schedule, x0: Array) -> Array:
-    """KL(N(alpha x_0, sigma_t^2) || N(0, 1)) at u = 1 in nats a dimension, [batch]: what is left of x0 in the noise."""
+    """KL(N(alpha x_0, sigma_t^2) || N(0, 1)) at u = 1 in nats a dimension, [batch]: what is left of x0 in the noise.
+
+    x0 is [batch, ...], the schedule's logSNR [batch] or per pixel; one that ends in pure noise, logSNR -inf, leaves 0.
+    """
     x0 = at_least_float32(x0)
     one = jnp.ones(len(x0))
     logsnr = per_sample(schedule.quantile(one, 0 * one), x0)

@@ -185,8 +185,8 @@ def consistency_distillation(
     method = build("solver", solver, dx.solvers)
     if not math.isfinite(guidance):
         raise ValueError(f"guidance = {guidance}: must be finite")
-    if method.stochastic:
-        raise ValueError(f"solver = {solver!r}: must be a deterministic one, such as heun")
+    if method.stochastic or method.nfe(1) is None:
+        raise ValueError(f"solver = {solver!r}: must be a deterministic one of fixed steps, such as heun")
 
     @functools.cache
     def load() -> tuple["Recipe", Any]:
@@ -240,11 +240,11 @@ def _consistency(
         raise ValueError(
             f"levels = {levels}: must be constant(...), doubling(...), sinusoidal(...) or square_root(...)"
         )
-    if not jitter >= 0:
-        raise ValueError(f"jitter = {jitter}: must be at least 0")
+    if not 0 <= jitter < math.inf:
+        raise ValueError(f"jitter = {jitter}: must be at least 0, and finite")
     for name, value in (("sigma_data", sigma_data), ("huber", huber)):
-        if not value > 0:
-            raise ValueError(f"{name} = {value}: must be positive")
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} = {value}: must be positive and finite")
     schedule = dx.schedules.karras(sigma_min, sigma_max, rho)
     grid = functools.partial(dx.consistency.levels, most=levels.most, schedule=schedule, pool=pool or None)
     grid(2)  # checks

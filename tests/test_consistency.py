@@ -295,6 +295,8 @@ def test_a_small_network_learns_to_sample_in_one_step():
     [
         (lambda: C.function(linear, 0, sigma_min=0.0), "sigma_min = 0.0: must be positive"),
         (lambda: C.function(linear, 0, sigma_data=-1), "sigma_data = -1: must be positive"),
+        (lambda: C.function(linear, 0.3)(jnp.ones((2, 1)), 0.001), "sigma = 0.001: must be at least sigma_min = 0.002"),
+        (lambda: C.levels(3, 4, schedule=dx.schedules.cosine()), "schedule: goes from logSNR inf to -inf"),
         (lambda: C.levels(3, 1), "most = 1: must be an integer >= 2"),
         (lambda: C.levels(3, 20, pool=19), "pool = 19: must be an integer from 20"),
         (lambda: C.sample(lambda x, s: x, jnp.ones((2, 1)), [1.0, 2.0]), "must descend"),
@@ -309,11 +311,31 @@ def test_bad_input_is_named(call, words):
     assert words in str(error.value)
 
 
-@pytest.mark.parametrize(("options", "words"), [({"huber": 0.0}, "huber = 0.0"), ({"jitter": -1.0}, "jitter = -1.0")])
-def test_bad_options_of_a_loss_are_named(options, words):
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"huber": 0.0}, "huber = 0.0"),
+        ({"jitter": -1.0}, "jitter = -1.0"),
+        ({"jitter": np.inf}, "jitter = inf"),
+        ({"sigmas": C.levels(5, 5)[::-1]}, "ascending"),  # as the grids of samplers do
+        ({"sigmas": jnp.array([1.0])}, "two or more"),
+        ({"sigmas": jnp.array([1.0, 1.0])}, "the first two different"),
+        ({"sigmas": jnp.array([0.0, 1.0])}, "must be positive"),
+    ],
+)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_bad_options_of_a_loss_are_named(options, words, compiled):
+    options = {"sigmas": C.levels(5, 5)} | options
+
+    def loss(x0):
+        return C.training(linear, 0.3, jax.random.key(0), x0, **options)[0]
+
     with pytest.raises(ValueError) as error:
-        C.training(linear, 0.3, jax.random.key(0), jnp.ones((4, 2)), sigmas=C.levels(5, 5), **options)
+        (jax.jit(loss) if compiled else loss)(jnp.ones((4, 2)))
     assert words in str(error.value)
+
+
+def test_a_solver_that_draws_noise_is_named():
     with pytest.raises(ValueError, match="solver draws noise"):
         C.distillation(
             linear,

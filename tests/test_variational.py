@@ -52,6 +52,19 @@ def test_the_error_is_that_of_the_denoising_loss():
     np.testing.assert_array_equal(aux.loss, same.loss)
 
 
+def test_a_part_of_a_batch_draws_what_it_would_draw_in_the_whole():
+    schedule = S.per_pixel(S.learned_init(KEY), jnp.full((6, 1, 1, 1), 9.0))
+    whole, aux = dx.variational.conditional(exact, None, KEY, X0, schedule=schedule)
+    parts = []
+    for rows in (jnp.array([0, 4]), jnp.array([1, 2, 3, 5])):
+        ours = S.per_pixel(S.learned_init(KEY), jnp.full((len(rows), 1, 1, 1), 9.0))
+        part = dx.losses.Part(rows, 6)
+        value, of_part = dx.variational.conditional(exact, None, KEY, X0[rows], schedule=ours, part=part)
+        np.testing.assert_allclose(of_part.loss, aux.loss[rows], rtol=1e-5)
+        parts.append(len(rows) / 6 * float(value))
+    assert sum(parts) == pytest.approx(float(whole), rel=1e-5)
+
+
 def learn(weight, steps, rate=2.0):
     """alpha^2 at 101 levels, learned from unit normal data with the exact network."""
     x0 = jax.random.normal(KEY, (256, 64))

@@ -82,7 +82,7 @@ def fit(
     Raises: ValueError for arguments that are not as described.
     """
     solver = default() if solver is None else solver
-    problem = _problem(denoise, x, n, solver, start, sigma_max, batch, iterations, reference)
+    problem = _problem(denoise, x, n, solver, start, sigma_max, batch, iterations, reference, rate)
     return _best_grid(problem, denoise, iterations, rate, report)
 
 
@@ -127,7 +127,7 @@ def fit_solver(
 
     Returns: `Fitted(sigmas, solver)`; `dx.solvers.save_learned` writes it to JSON.
     """
-    problem = _problem(denoise, x, n, solver, start, sigma_max, batch, iterations, reference)
+    problem = _problem(denoise, x, n, solver, start, sigma_max, batch, iterations, reference, rate)
     base = problem.solver
     table = base.rows(problem.start, True)
     if len(table.sigma) != n or table.before is not None:
@@ -188,8 +188,11 @@ def _problem(
     batch: int | None,
     iterations: int,
     reference: int,
+    rate: float,
 ) -> _Problem:
     _check.positive("sigma_max", sigma_max)
+    _check.finite("rate", rate)
+    _check.between("rate", rate, 0, np.inf)
     for name, value in (("n", n), ("batch", batch), ("iterations", iterations), ("reference", reference)):
         if value is not None:
             _check.whole(name, value)

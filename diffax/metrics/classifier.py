@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from diffax import _check
+
 if TYPE_CHECKING:  # a second to import, and the other metrics do without
     from sklearn.pipeline import Pipeline
 
@@ -28,21 +30,33 @@ def judge(
     test_labels: np.ndarray,
     max_train: int = 10_000,
 ) -> Judge:
-    """Trains on real images [n, ...] with labels [n] (at most max_train of them) and tests on others."""
+    """Trains on real images [n, ...] with labels [n] and tests on others.
+
+    max_train: of more images so many are taken, spread evenly over them.
+
+    Raises ValueError unless max_train is a whole number >= 1, and scikit-learn's for what it cannot be trained on, such
+    as images of one class alone.
+    """
+    _check.whole("max_train", max_train)
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     from sklearn.svm import SVC
 
     # One scale for all pixels: pixels that are nearly always empty must not be blown up.
     model = make_pipeline(StandardScaler(with_std=False), SVC(C=10, gamma="scale"))
-    model.fit(_flat(train_images[:max_train]), train_labels[:max_train])
+    n = len(train_images)
+    chosen = np.arange(min(n, max_train)) * n // min(n, max_train)
+    model.fit(_flat(train_images[chosen]), train_labels[chosen])
     return Judge(model, float(model.score(_flat(test_images), test_labels)))
 
 
 def accuracy(judge: Judge, images: np.ndarray, requested: np.ndarray) -> tuple[float, np.ndarray]:
     """The share of images [n, ...] that the judge takes for the class requested [n], and the confusion matrix
-    [classes, classes] of counts, rows being what was requested.
+    [classes, classes] of counts, rows being what was requested. Raises ValueError for a class that the judge was not
+    shown.
     """
+    if (unknown := np.setdiff1d(requested, judge.model.classes_)).size:
+        raise ValueError(f"requested: has classes {unknown.tolist()}, which the judge was not trained on")
     guess = judge.model.predict(_flat(images))
     classes = judge.model.classes_
     confusion = np.array([[np.sum((requested == a) & (guess == b)) for b in classes] for a in classes])

@@ -1,7 +1,8 @@
 """How near reconstructions are to the truth: PSNR, SSIM, multi-scale SSIM; and whether their spread is honest.
 
-Images are [n, height, width, channels] floats, with values over a range of length `data_range`: 2 for [-1, 1], the
-range of diffax. Statistics are in float64 on the host, one number an image.
+Images are [n, height, width, channels], with values over a range of length `data_range`: 2 for floats in [-1, 1], the
+range of diffax, unless it is given; for integers it must be (255 for 8-bit images). Statistics are in float64 on the
+host, one number an image.
 """
 
 from typing import NamedTuple
@@ -32,30 +33,30 @@ class Calibration(NamedTuple):
     spread_skill: float
 
 
-def psnr(images: np.ndarray, truth: np.ndarray, *, data_range: float = 2.0) -> np.ndarray:
+def psnr(images: np.ndarray, truth: np.ndarray, *, data_range: float | None = None) -> np.ndarray:
     """10 log10(data_range^2 / mean squared error) in decibels, [n]; infinity for an exact image.
 
-    Raises ValueError unless images and truth are of one shape.
+    Raises ValueError unless images and truth are of one shape and finite, and for integers without data_range.
     """
-    a, b = _pair(images, truth, data_range)
+    a, b, data_range = _pair(images, truth, data_range)
     with np.errstate(divide="ignore"):
         return 10 * np.log10(data_range**2 / ((a - b) ** 2).mean((1, 2, 3)))
 
 
-def ssim(images: np.ndarray, truth: np.ndarray, *, data_range: float = 2.0) -> np.ndarray:
+def ssim(images: np.ndarray, truth: np.ndarray, *, data_range: float | None = None) -> np.ndarray:
     """Structural similarity, [n], 1 for an exact image (Wang et al. 2004, IEEE TIP 13, eq. 13).
 
     Means, variances and covariance under a Gaussian window of 11 x 11 pixels and standard deviation 1.5, wherever it
     lies within the image; C_1 = (0.01 data_range)^2, C_2 = (0.03 data_range)^2. Channels count alike.
 
-    Raises ValueError unless images and truth are of one shape, at least 11 x 11.
+    Raises ValueError as `psnr` does, and for images of less than 11 x 11 pixels.
     """
-    luminance, structure = _maps(*_pair(images, truth, data_range), data_range)
+    luminance, structure = _maps(*_pair(images, truth, data_range))
     return (luminance * structure).mean((1, 2, 3))
 
 
 def multi_scale_ssim(
-    images: np.ndarray, truth: np.ndarray, *, data_range: float = 2.0, scales: int | None = None
+    images: np.ndarray, truth: np.ndarray, *, data_range: float | None = None, scales: int | None = None
 ) -> np.ndarray:
     """Multi-scale structural similarity, [n] (Wang, Simoncelli & Bovik 2003, eq. 7).
 
@@ -70,7 +71,7 @@ def multi_scale_ssim(
 
     Raises ValueError as `ssim` does, and if the images are too small for the scales asked for.
     """
-    a, b = _pair(images, truth, data_range)
+    a, b, data_range = _pair(images, truth, data_range)
     most = int(np.clip(np.log2(min(a.shape[1:3]) / len(_WINDOW)) + 1, 1, len(_SCALES)))
     scales = most if scales is None else scales
     _check.whole("scales", scales, 1, len(_SCALES))
@@ -100,13 +101,15 @@ def calibration(samples: np.ndarray, truth: np.ndarray) -> Calibration:
       samples: [k, n, ...], k >= 2 draws for each of n truths.
       truth: [n, ...].
 
-    Raises ValueError for other shapes.
+    Raises ValueError for other shapes, or values that are not finite.
     """
     samples, truth = np.asarray(samples, np.float64), np.asarray(truth, np.float64)
     if samples.ndim < 2 or len(samples) < 2 or samples.shape[1:] != truth.shape or not truth.size:
         raise ValueError(
             f"samples has shape {samples.shape} for a truth of shape {truth.shape}: must be [k, n, ...] with k >= 2"
         )
+    _check.numbers("samples", samples)
+    _check.numbers("truth", truth)
     k = len(samples)
     i = np.arange(1, k // 2 + 1)
     ordered = np.sort(samples, axis=0)
@@ -117,7 +120,12 @@ def calibration(samples: np.ndarray, truth: np.ndarray) -> Calibration:
     return Calibration((k + 1 - 2 * i) / (k + 1), np.array(inside), ratio)
 
 
-def _pair(images: np.ndarray, truth: np.ndarray, data_range: float) -> tuple[np.ndarray, np.ndarray]:
+def _pair(images: np.ndarray, truth: np.ndarray, data_range: float | None) -> tuple[np.ndarray, np.ndarray, float]:
+    if data_range is None:
+        for name, value in (("images", images), ("truth", truth)):
+            if not np.issubdtype(kind := np.asarray(value).dtype, np.floating):
+                raise ValueError(f"{name} of {kind}: data_range must be given, 255 for 8-bit images")
+        data_range = 2.0
     _check.positive("data_range", data_range)
     images, truth = np.asarray(images, np.float64), np.asarray(truth, np.float64)
     if images.ndim != 4 or images.shape != truth.shape:
@@ -125,7 +133,9 @@ def _pair(images: np.ndarray, truth: np.ndarray, data_range: float) -> tuple[np.
             f"images has shape {images.shape} for a truth of shape {truth.shape}: must be alike, "
             "[n, height, width, channels]"
         )
-    return images, truth
+    _check.numbers("images", images)
+    _check.numbers("truth", truth)
+    return images, truth, data_range
 
 
 def _maps(a: np.ndarray, b: np.ndarray, data_range: float) -> tuple[np.ndarray, np.ndarray]:

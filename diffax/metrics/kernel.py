@@ -10,6 +10,8 @@ Unlike a Fréchet distance it does not depend on the number of samples but for i
 
 import numpy as np
 
+from diffax import _check
+
 __all__ = ["kernel_distance"]
 
 _BLOCK = 1024
@@ -22,15 +24,18 @@ def kernel_distance(
     a [n, d] and b [m, d].
 
     If a or b has no more than `size` samples, it is the estimate from all samples of both, and the deviation is 0.
-    Raises ValueError for fewer than two samples, different numbers of features, subsets < 1 or size < 2.
+    Raises ValueError for fewer than two samples, different numbers of features or such as are not finite, subsets < 1
+    or size < 2.
     """
     a, b = (np.asarray(x, np.float64) for x in (a, b))
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
         raise ValueError(f"features of shapes {list(a.shape)} and {list(b.shape)}: must be [n, d] and [m, d]")
     if min(len(a), len(b)) < 2:
         raise ValueError(f"{len(a)} and {len(b)} samples: must be at least 2")
-    if subsets < 1 or size < 2:
-        raise ValueError(f"subsets = {subsets}, size = {size}: must be at least 1 and 2")
+    for x in (a, b):
+        _check.numbers("features", x)
+    _check.whole("subsets", subsets)
+    _check.whole("size", size, 2)
     if size >= min(len(a), len(b)):
         return _estimate(a, b), 0.0
     rng = np.random.default_rng(seed)

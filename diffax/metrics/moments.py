@@ -15,6 +15,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from diffax import _check
+
 __all__ = ["Moments", "fold", "gather", "merge", "moments"]
 
 
@@ -27,13 +29,13 @@ class Moments(NamedTuple):
 
 
 def moments(features: np.ndarray) -> Moments:
-    """Of features [n, d], n >= 1. Raises ValueError for another shape, or values that are not finite."""
+    """Of features [n, d]; those of no rows, n = 0, change nothing that they are merged with. Raises ValueError for
+    another shape, or values that are not finite."""
     x = np.asarray(features, np.float64)
-    if x.ndim != 2 or 0 in x.shape:
-        raise ValueError(f"features of shape {list(x.shape)}: must be [n, d], with at least one row")
-    if not np.isfinite(x).all():
-        raise ValueError(f"features: {int((~np.isfinite(x)).sum())} of {x.size} values are not finite")
-    mean = x.mean(0)
+    if x.ndim != 2 or not x.shape[1]:
+        raise ValueError(f"features of shape {list(x.shape)}: must be [n, d] with d >= 1")
+    _check.numbers("features", x)
+    mean = x.mean(0) if len(x) else np.zeros(x.shape[1])
     centred = x - mean
     return Moments(len(x), mean, centred.T @ centred)
 
@@ -71,5 +73,5 @@ def _pair(a: Moments, b: Moments) -> Moments:
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"moments of {len(a.mean)} and {len(b.mean)} features: must be of equally many")
     count, delta = a.count + b.count, b.mean - a.mean
-    scatter = a.scatter + b.scatter + np.outer(delta, delta) * (a.count * b.count / count)
-    return Moments(count, a.mean + delta * (b.count / count), scatter)
+    share = b.count / max(count, 1)
+    return Moments(count, a.mean + delta * share, a.scatter + b.scatter + np.outer(delta, delta) * (a.count * share))

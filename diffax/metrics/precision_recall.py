@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from diffax import _check
+
 __all__ = ["PrecisionRecall", "precision_recall"]
 
 _BLOCK = 1024
@@ -32,13 +34,16 @@ class PrecisionRecall(NamedTuple):
 def precision_recall(samples: np.ndarray, reference: np.ndarray, *, k: int = 3) -> PrecisionRecall:
     """Of features samples [n, d] against those of real data, reference [m, d].
 
-    Raises ValueError for different numbers of features, or k not in [1, min(n, m) - 1].
+    Raises ValueError for different numbers of features or such as are not finite, or k not in [1, min(n, m) - 1].
     """
     x, y = (np.asarray(features, np.float64) for features in (samples, reference))
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
         raise ValueError(f"features of shapes {list(x.shape)} and {list(y.shape)}: must be [n, d] and [m, d]")
-    if not 1 <= k < min(len(x), len(y)):
-        raise ValueError(f"k = {k}: must lie in [1, {min(len(x), len(y)) - 1}], less than the number of samples")
+    if min(len(x), len(y)) < 2:
+        raise ValueError(f"{len(x)} samples against {len(y)}: must be at least 2")
+    for features in (x, y):
+        _check.numbers("features", features)
+    _check.whole("k", k, 1, min(len(x), len(y)) - 1)
     of_samples, of_reference = _radii(x, k), _radii(y, k)
     precise = held = 0
     recalled, covered = np.zeros(len(y), bool), np.zeros(len(y), bool)

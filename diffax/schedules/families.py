@@ -80,7 +80,11 @@ def cosine(s: Scalar = 0.0) -> Schedule:
 
 
 def cosine_shifted(mean: Scalar = 0.0) -> Schedule:
-    """cosine() moved to `mean` in logSNR (Hang & Gu 2024; Hoogeboom et al. 2023 with mean = 2 log(64 / side))."""
+    """cosine() moved to `mean` in logSNR (Hang & Gu 2024; Hoogeboom et al. 2023 with mean = 2 log(64 / side)).
+
+    Raises ValueError unless mean is finite.
+    """
+    _check.finite("mean", mean)
     return _shift(cosine(), mean)
 
 
@@ -238,6 +242,7 @@ def polynomial(power: Scalar = 4.0, sigma_min: Scalar = 0.002, sigma_max: Scalar
     The larger the power, the more low noise; 4 is the published best. The paper rounds u^power to an index into a
     Karras grid and jitters it; this is its continuous form. Raises ValueError unless power > 0, and as `karras` does.
     """
+    _check.positive("power", power)
     return _power(karras(sigma_min, sigma_max, rho), power)
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffax import _check
-from diffax._array import Scalar, per_sample
+from diffax._array import Scalar, at_least_float32, per_sample
 from diffax.schedules.schedule import Schedule, from_quantile
 
 __all__ = ["Monotone", "learned", "learned_init", "per_pixel", "per_pixel_regulariser"]
@@ -39,10 +39,11 @@ class Monotone(NamedTuple):
 def learned_init(key: Array, *, units: int = 64, logsnr_min: float = -10.0, logsnr_max: float = 10.0) -> Monotone:
     """Parameters of a schedule that begins nearly uniform in logSNR, from logsnr_max to logsnr_min.
 
-    Raises ValueError unless units >= 1 and logsnr_min < logsnr_max.
+    Raises ValueError unless units is a whole number >= 1 and logsnr_min < logsnr_max, both finite.
     """
-    if units < 1:
-        raise ValueError(f"units = {units}: must be at least 1")
+    _check.whole("units", units)
+    _check.finite("logsnr_min", logsnr_min)
+    _check.finite("logsnr_max", logsnr_max)
     _check.less("logsnr_min", logsnr_min, "logsnr_max", logsnr_max)
     kind = jnp.float32  # said, for a number of Python is weakly typed, and a train step would be compiled once more
     return Monotone(
@@ -58,7 +59,10 @@ def learned(params: Monotone, *, train_ends: bool = True) -> Schedule:
     """The schedule of these parameters: logsnr(u) = ends[0] + (ends[1] - ends[0]) m(u).
 
     train_ends False keeps the ends where `learned_init` put them. The inverse is found by bisection.
+
+    Raises ValueError unless ends[1] < ends[0], where they have values: nothing else keeps them so in training.
     """
+    _check.less("ends[1]", params.ends[1], "ends[0]", params.ends[0])
     ends = params.ends if train_ends else jax.lax.stop_gradient(params.ends)
     return from_quantile(lambda u, v: ends[0] + (ends[1] - ends[0]) * _monotone(params, u))
 
@@ -67,8 +71,14 @@ def per_pixel(params: Monotone, rate: Array, *, floor: float = 1e-5) -> Schedule
     """CVDM: alpha^2 = exp(-rate m(u)), one schedule for each entry of `rate` > 0, e.g. [batch, height, width, 1].
 
     u is then [batch], or [] for one level for all; logSNR has the shape of `rate`. m runs from `floor` to 1, which
-    keeps logsnr finite at u = 0. `rate` is a positive output of a network of the condition; `ends` is not used.
+    keeps logsnr finite at u = 0. `rate` is a positive output of a network of the condition; `ends` is not used. The
+    inverse and the density take logSNR of the shape of `rate`, or [batch], or [].
+
+    Raises ValueError unless rate is positive and floor in [0, 1).
     """
+    _check.positive("rate", rate)
+    if not 0 <= floor < 1:
+        raise ValueError(f"floor = {floor}: must lie in [0, 1)")
 
     def power_lost(u: Array) -> Array:
         m = floor + (1 - floor) * _monotone(params, u)
@@ -78,7 +88,11 @@ def per_pixel(params: Monotone, rate: Array, *, floor: float = 1e-5) -> Schedule
         lost = power_lost(u)
         return -(lost + jnp.log(-jnp.expm1(-lost)))  # log(alpha^2 / (1 - alpha^2))
 
-    return from_quantile(quantile)
+    def each(lam: Array) -> Array:
+        return jnp.broadcast_to(per_sample(at_least_float32(lam), rate), rate.shape)
+
+    found = from_quantile(quantile)
+    return Schedule(quantile, lambda lam: found.tails(each(lam)), lambda lam: found.density(each(lam)))
 
 
 def per_pixel_regulariser(schedule: Schedule, u: Array, *, weight: Scalar = 1e-3) -> Array:

@@ -56,6 +56,9 @@ def main() -> None:
     for name, value in (("steps", STEPS.value), ("batch_size", BATCH.value)):
         if value < 1:
             raise ValueError(f"--{name} = {value}: must be at least 1")
+    if SIZE.value < 11:
+        raise ValueError(f"--size = {SIZE.value}: must be at least 11, the window of SSIM")
+    results.seeds()  # checks
     if DRAWS.value < 2 or SAMPLING.value < 2:
         raise ValueError(f"--draws = {DRAWS.value}, --sampling_steps = {SAMPLING.value}: must be at least 2")
     known = [*restoration.FIXED, *restoration.LEARNED]
@@ -79,14 +82,14 @@ def main() -> None:
         "logsnr": {name: done[0]["logsnr"] for name, done in runs.items()},
         "claims": claims(scores),
     }
-    restored = {name: np.load(path / "0.npz") for path, name in names.items()}
+    restored = {name: done[0]["images"] for name, done in runs.items()}
     print("\n".join(table(found)))
     results.write(f"cvdm_{TASK.value}", found)
     results.picture(f"cvdm_{TASK.value}", plot(found, restored, test))
 
 
 def study(variant: str, train: Pairs, test: Pairs, folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Each seed's scores, seconds of training, and levels at even u: kept in FOLDER/SEED.json, its images in .npz.
+    """Each seed's scores, seconds of training, levels at even u, and images: kept in FOLDER/SEED.json and .npz.
 
     settings: what the scores are of; others ask for new ones."""
     model = restoration.model(variant, train.truth.shape[1:], train.measured.shape[-1], channels=CHANNELS.value)
@@ -104,6 +107,7 @@ def study(variant: str, train: Pairs, test: Pairs, folder: Path, settings: dict[
             keys = tqdm(jax.random.split(jax.random.key(_SEED), DRAWS.value), desc="restoring", leave=False)
             samples = np.stack([np.asarray(draw(params, measured, key)) for key in keys])
             logsnr = np.asarray(restoration.levels(model, params, measured, _LEVELS)).reshape(_LEVELS, -1)
+            path.unlink(missing_ok=True)  # it says that the images are there, and of what
             np.savez(path.with_suffix(".npz"), mean=samples.mean(0), std=samples.std(0, ddof=1), single=samples[0])
             kept = {
                 "settings": settings,
@@ -112,7 +116,8 @@ def study(variant: str, train: Pairs, test: Pairs, folder: Path, settings: dict[
                 "logsnr": {str(p): np.percentile(logsnr, p, axis=1).round(4).tolist() for p in (5, 50, 95)},
             }
             write_json(path, kept)
-        done.append(kept)
+        with np.load(path.with_suffix(".npz")) as images:
+            done.append(kept | {"images": dict(images)})
     jax.clear_caches()
     return done
 
@@ -170,7 +175,7 @@ def table(found: Mapping[str, Any]) -> list[str]:
 # ---- the picture ----------------------------------------------------------------------------------------------------
 
 
-def plot(found: Mapping[str, Any], restored: Mapping[str, Any], test: Pairs) -> Any:
+def plot(found: Mapping[str, Any], restored: Mapping[str, Mapping[str, np.ndarray]], test: Pairs) -> Any:
     """Schedules, scores, calibration; below, one patch as the best fixed schedule and the learned ones restore it.
 
     The patch is the one of middling error under the first schedule.

@@ -100,7 +100,8 @@ TASKS: dict[str, Callable[[], Task]] = {"superresolution": superresolution, "pha
 def pairs(task: Task, *, size: int = 32, train: int = 4096, test: int = 48, seed: int = 0) -> tuple[Pairs, Pairs]:
     """`train` and `test` patches of size x size pixels, the same whenever they are asked for.
 
-    Raises ValueError unless size is even and the test region has `test` windows of contrast.
+    Raises ValueError unless size is even, both regions have windows of contrast of that size, and that of the test has
+    `test` of them.
     """
     for name, value, least in (("train", train, 1), ("test", test, 1), ("size", size, 2)):
         _check.whole(name, value, least)
@@ -109,7 +110,10 @@ def pairs(task: Task, *, size: int = 32, train: int = 4096, test: int = 48, seed
     left, right = task.truth[:, : task.split[0]], task.truth[:, task.split[1] :]
     contrast = task.least * float(task.truth.std())
     found, lattice = _windows(left, size, 2, contrast), _windows(right, size, task.stride, contrast)
-    if not len(found) or len(lattice) < test:
+    for where, windows in (("training", found), ("test", lattice)):
+        if not len(windows):
+            raise ValueError(f"size = {size}: the {where} region has no window of that size and of contrast")
+    if len(lattice) < test:
         raise ValueError(f"test = {test}: the test region has {len(lattice)} windows of contrast")
     rng, key = np.random.default_rng(seed), jax.random.key(seed)
     corners, turns = found[rng.integers(len(found), size=train)], rng.integers(8, size=train)

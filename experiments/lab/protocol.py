@@ -118,7 +118,7 @@ def runs(
     wanted: Mapping[Any, Any] | None = None,
 ) -> list[Run]:
     """Trains and scores what is not yet, once all can be. Returns the runs in the order of `plan`, and raises as it
-    does.
+    does. A signal that ends a run ends the program.
 
     wanted: the `Scoring`s, in dicts of any depth.
     """
@@ -130,7 +130,8 @@ def runs(
         done = run.workdir / "summary.json"
         if not (done.exists() and read_json(done).get("step") == config.train.steps):
             print(f"{experiment}/{run.variant}, seed {run.seed}", flush=True)
-            train.train(config, run.workdir)
+            if not train.train(config, run.workdir):
+                raise SystemExit(0)  # it was asked to end, and said so
         for scoring in _each(wanted or {}):
             if scoring.variant == run.variant:
                 scored(run, **scoring.how)

@@ -1,6 +1,7 @@
 """What the laboratory tells: means over seeds with their standard errors, as JSON with what made it, and a picture."""
 
 import math
+import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -51,9 +52,11 @@ def write(experiment: str, found: Mapping[str, Any]) -> None:
 
 
 def picture(experiment: str, figure: Any) -> None:
-    """OUT/EXPERIMENT.png, of a matplotlib figure."""
+    """OUT/EXPERIMENT.png, of a matplotlib figure; whole, when several processes write it too."""
     path = Path(OUT.value) / f"{experiment}.png"
-    figure.savefig(path, dpi=110)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    figure.savefig(partial, dpi=110, format="png")
+    partial.replace(path)
     print(path)
 
 

@@ -81,7 +81,9 @@ def test_each_variant_and_seed_is_trained_once(monkeypatch, flags_of, tmp_path):
     def train(config, workdir):
         trained.append((config, workdir))
         workdir.mkdir(parents=True)
-        (workdir / "summary.json").write_text(json.dumps({"step": config.train.steps if len(trained) != 2 else 1}))
+        summary = {"step": config.train.steps if len(trained) != 2 else 1}
+        (workdir / "summary.json").write_text(json.dumps(summary))
+        return summary
 
     monkeypatch.setattr(protocol.train, "train", train)
     variants = {"a, b": {"schedule": "cosine()"}, "c": {"train.steps": 2, "sample.grid": "karras(rho={seed})"}}
@@ -94,15 +96,17 @@ def test_each_variant_and_seed_is_trained_once(monkeypatch, flags_of, tmp_path):
     assert [config.train.steps for config in configs] == [4, 2, 4, 2]  # of a variant, before --set
     assert configs[3].sample.grid == "karras(rho=1)" and configs[0].model.channels == 8
     again = len(trained)
-    monkeypatch.setattr(protocol.train, "train", lambda config, workdir: trained.append((config, workdir)))
-    protocol.runs("one", variants)
+    monkeypatch.setattr(protocol.train, "train", lambda config, workdir: trained.append((config, workdir)) or {})
+    with pytest.raises(SystemExit) as ended:  # by a signal, for its summary is empty
+        protocol.runs("one", variants)
+    assert ended.value.code == 0
     assert [workdir for _, workdir in trained[again:]] == [found[2].workdir]  # the one that had not come to its end
 
 
 def test_processes_divide_the_runs(monkeypatch, flags_of, tmp_path):
     """Another process is at work on one run: the others are done meanwhile, and that one once it is let go of."""
     done = []
-    monkeypatch.setattr(protocol.train, "train", lambda config, workdir: done.append(workdir))
+    monkeypatch.setattr(protocol.train, "train", lambda config, workdir: done.append(workdir) or {"step": 4})
     monkeypatch.setattr(protocol, "scored", lambda run, **how: done.append((run.workdir, how)))
     other = contextlib.ExitStack()
     folders = {name: protocol.folder("two", name, 0) for name in "ab"}
@@ -219,6 +223,31 @@ def test_consistency_models_go_through(tiny):
     found = tiny(consistency)
     assert len(found["variants"]) == 2 * 4 + 2 and found["images"] == 4 * 16
     assert all(scores["2"]["fd"]["mean"] > 0 for scores in found["variants"].values())
+
+
+def test_no_teacher_is_trained_on_for_runs_that_cannot_follow(monkeypatch, flags_of):
+    """The objectives name the number of steps, so that one can be a teacher for longer, but not its pupils' teacher."""
+    monkeypatch.setattr(protocol.train, "train", lambda config, workdir: pytest.fail("was trained"))
+    for run, config in protocol.plan("consistency", consistency.variants(4)):
+        run.workdir.mkdir(parents=True)
+        workdirs.write_config(run.workdir, config)
+    fields = [field for field in protocol.SET.value if not field.startswith("train.steps")]
+    monkeypatch.setattr(protocol, "SET", types.SimpleNamespace(value=[*fields, "train.steps=8"]))
+    with pytest.raises(ValueError, match=r"holds a run of another config \(config.objective is .*over=4"):
+        consistency.main()
+
+
+def test_a_consistency_model_is_scored_in_one_step_and_in_two(monkeypatch, flags_of):
+    """By the protocol's own solver and grid, which other tests replace."""
+    for name, value in {"SAMPLES": 12, "SIDE": 32}.items():
+        monkeypatch.setattr(protocol, name, value)
+    monkeypatch.setattr(results, "SEEDS", types.SimpleNamespace(value=1))
+    protocol.judges.cache_clear()  # of other numbers of samples
+    fields = consistency.variants(4)["log-normal, constant"]
+    wanted = {steps: protocol.Scoring("one", {"steps": steps}) for steps in consistency.EVALUATIONS}
+    trained = protocol.runs("consistency", {"one": fields}, wanted)
+    found = protocol.over_seeds(trained, wanted)
+    assert 0 < found[1]["fd"]["mean"] != found[2]["fd"]["mean"]
 
 
 def test_consistency_variants_differ_only_in_what_is_compared_and_all_can_be_built(flags_of, data_dir):

@@ -71,6 +71,8 @@ def test_bad_sizes_are_named():
     for given, words in (
         ({"size": 15}, "size = 15: must be even"),
         ({"test": 10**6}, "test = 1000000: the test region has"),
+        ({"size": 40}, "size = 40: the test region has no window of that size"),
+        ({"size": 50}, "size = 50: the training region has no window of that size"),
         ({"train": 0}, "train = 0: must be an integer >= 1"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -223,6 +225,8 @@ def test_the_command_goes_through_and_goes_on(tmp_path):
     [
         (["--schedules=cosine,nope"], "--schedules = nope: must be some of cosine"),
         (["--steps=0"], "--steps = 0: must be at least 1"),
+        (["--seeds=0"], "--seeds = 0: must be at least 1"),
+        (["--size=8"], "--size = 8: must be at least 11"),
     ],
 )
 def test_a_mistake_is_one_sentence(arguments, words, tmp_path):

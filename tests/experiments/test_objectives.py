@@ -136,7 +136,7 @@ def test_a_teacher_must_fit(small, teacher, tmp_path):
         ({"objective": "doubling(over=8)"}, "must be denoising or one of consistency"),
         ({"objective": "consistency_training(levels=8)"}, "levels = 8: must be constant(...), doubling(...)"),
         ({"objective": "consistency_training(levels=constant(1))"}, "levels = 1: must be an integer of at least 2"),
-        ({"objective": "consistency_training(levels=doubling(over=0))"}, "over = 0: must be at least 1"),
+        ({"objective": "consistency_training(levels=doubling(over=0))"}, "over = 0: must be an integer >= 1"),
         ({"objective": "consistency_training(levels=constant(8), pool=7)"}, "pool = 7: must be an integer from 8"),
         ({"objective": "consistency_training(levels=constant(8), sigma_data=0)"}, "sigma_data = 0: must be positive"),
         ({"objective": "consistency_training()"}, "missing a required argument: 'levels'"),

@@ -65,6 +65,12 @@ def test_five_scales_have_the_published_powers_and_one_scale_is_ssim():
     assert metrics.multi_scale_ssim(0.7 * b, b) == pytest.approx((1.4 / 1.49) ** (1 + 0.1333 / 1.0001), rel=1e-4)
 
 
+def test_images_of_integers_are_over_the_range_that_is_given():
+    grey = np.uint8(np.arange(2 * 16 * 16).reshape(2, 16, 16, 1) % 200)
+    expected = 20 * np.log10(255 / 3)
+    np.testing.assert_allclose(metrics.psnr(grey + np.uint8(3), grey, data_range=255), expected)
+
+
 def test_an_image_is_like_itself_and_worse_ones_are_less_so():
     assert np.isinf(metrics.psnr(TRUTH, TRUTH)).all()
     for like in (metrics.ssim, metrics.multi_scale_ssim):
@@ -101,6 +107,10 @@ def test_calibration_knows_an_honest_posterior_from_one_too_sure():
         (lambda: metrics.multi_scale_ssim(TRUTH[:, :8], TRUTH[:, :8]), "images of 8 x 52 pixels: must be at least 11"),
         (lambda: metrics.multi_scale_ssim(TRUTH, TRUTH, scales=5), "scales = 5: images of 48 x 52 pixels have no more"),
         (lambda: metrics.multi_scale_ssim(TRUTH, TRUTH, scales=0), "scales = 0: must be an integer from 1 to 5"),
+        (lambda: metrics.psnr(np.uint8(TRUTH), TRUTH), "images of uint8: data_range must be given, 255 for 8-bit"),
+        (lambda: metrics.ssim(TRUTH, np.where(TRUTH > 0, np.nan, TRUTH)), "truth: "),
+        (lambda: metrics.multi_scale_ssim(np.nan * TRUTH, TRUTH), "values are not finite"),
+        (lambda: metrics.calibration(np.stack([TRUTH, np.nan * TRUTH]), TRUTH), "samples: "),
         (lambda: metrics.calibration(TRUTH[None], TRUTH), "must be [k, n, ...] with k >= 2"),
         (lambda: metrics.calibration(TRUTH, TRUTH), "samples has shape (3, 48, 52, 2) for a truth of shape"),
     ],

@@ -96,10 +96,21 @@ def test_processes_gather_the_whole_to_the_last_digit(x, tmp_path):
             np.testing.assert_array_equal(found["arr_2"], expected.scatter)
 
 
-@pytest.mark.parametrize("shape", [(3,), (0, 4), (3, 0), (2, 2, 2)])
+@pytest.mark.parametrize("shape", [(3,), (3, 0), (2, 2, 2)])
 def test_features_are_rows(shape):
     with pytest.raises(ValueError, match="must be"):
         metrics.moments(np.zeros(shape))
+
+
+def test_a_part_of_no_rows_changes_nothing():
+    x, none = metrics.moments(np.random.default_rng(0).normal(size=(5, 3))), metrics.moments(np.zeros((0, 3)))
+    for merged in (metrics.merge(x, none), metrics.merge(none, none, x)):
+        assert merged.count == 5
+        np.testing.assert_array_equal(merged.mean, x.mean)
+        np.testing.assert_array_equal(merged.scatter, x.scatter)
+    assert metrics.merge(none, none).count == 0
+    with pytest.raises(ValueError, match="needs at least 2"):
+        metrics.frechet_distance(x, none)
 
 
 def test_what_does_not_merge_is_named():

@@ -68,8 +68,10 @@ def test_an_outlier_makes_samples_precise_but_not_dense():
     [
         ((5, 2), (5, 3), 3, r"\[5, 2\] and \[5, 3\]"),
         ((5,), (5,), 3, "must be"),
-        ((5, 2), (3, 2), 3, r"k = 3: must lie in \[1, 2\]"),
+        ((5, 2), (3, 2), 3, "k = 3: must be an integer from 1 to 2"),
         ((5, 2), (5, 2), 0, "k = 0"),
+        ((5, 2), (5, 2), 2.5, "k = 2.5"),
+        ((5, 2), (1, 2), 1, "5 samples against 1: must be at least 2"),
     ],
 )
 def test_what_has_no_neighbours_is_named(x, y, k, words):

@@ -18,6 +18,10 @@ def test_sliced_wasserstein_of_gaussians(mean, std):
 def test_sliced_wasserstein_wants_equal_numbers():
     with pytest.raises(ValueError, match="3 and 4 samples"):
         metrics.sliced_wasserstein(np.zeros((3, 2)), np.zeros((4, 2)))
+    with pytest.raises(ValueError, match="0 and 0 samples: must be equally many, at least one"):
+        metrics.sliced_wasserstein(np.zeros((0, 2)), np.zeros((0, 2)))
+    with pytest.raises(ValueError, match="directions = 0"):
+        metrics.sliced_wasserstein(np.zeros((3, 2)), np.zeros((3, 2)), directions=0)
 
 
 def test_sliced_wasserstein_of_images_is_that_of_their_pixels():

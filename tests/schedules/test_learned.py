@@ -77,11 +77,16 @@ def test_each_pixel_has_its_own_schedule():
     schedule = S.per_pixel(params, rate)
     lam = np.asarray(schedule(jnp.full(1, 0.4)))
     assert lam.shape == (1, 2, 2, 1)
-    m = np.float64(S.learned(params._replace(ends=jnp.array([0.0, 1.0])))(0.4))
+    m = -np.float64(S.learned(params._replace(ends=jnp.array([0.0, -1.0])))(0.4))
     signal = np.exp(-np.float64(rate) * (1e-5 + (1 - 1e-5) * m))  # alpha^2
     np.testing.assert_allclose(lam, np.log(signal / (1 - signal)), rtol=1e-4, atol=1e-4)
     ends = [np.asarray(schedule(jnp.full(1, u))) for u in (0.0, 1.0)]
     assert np.isfinite(ends).all() and (ends[0] > ends[1]).all()
+    u, density = schedule.inverse(0.5), schedule.density(jnp.full(1, 0.5))  # at one level of all, and of each sample
+    assert u.shape == density.shape == rate.shape
+    np.testing.assert_allclose(schedule.quantile(u, 1 - u), 0.5, atol=1e-3)
+    slope = (schedule.quantile(u + 1e-3, 1 - u - 1e-3) - schedule.quantile(u - 1e-3, 1 - u + 1e-3)) / 2e-3
+    np.testing.assert_allclose(density, -1 / slope, rtol=1e-2)
 
 
 def test_the_regulariser_is_the_second_derivative_of_the_signal():
@@ -96,6 +101,15 @@ def test_bad_input_is_named():
         S.learned_init(jax.random.key(0), units=0)
     with pytest.raises(ValueError, match=r"logsnr_min = 3.0: must be less than logsnr_max = -3.0"):
         S.learned_init(jax.random.key(0), logsnr_min=3.0, logsnr_max=-3.0)
+    with pytest.raises(ValueError, match="logsnr_max = inf: must be finite"):
+        S.learned_init(jax.random.key(0), logsnr_max=float("inf"))
+    params = S.learned_init(jax.random.key(0))
+    with pytest.raises(ValueError, match=r"ends\[1\] = 1.0: must be less than ends\[0\] = -1.0"):
+        S.learned(params._replace(ends=jnp.array([-1.0, 1.0])))
+    with pytest.raises(ValueError, match=r"rate = .*: must be positive"):
+        S.per_pixel(params, jnp.array([1.0, 0.0]))
+    with pytest.raises(ValueError, match=r"floor = 1.0: must lie in \[0, 1\)"):
+        S.per_pixel(params, jnp.ones(2), floor=1.0)
 
 
 def test_it_trains_with_the_model_towards_the_least_variance():
