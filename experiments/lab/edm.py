@@ -19,18 +19,8 @@ standardised (c_in = 1), and of a loss that is not scaled (weight 1); and what t
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
-from jax import Array
-
-import diffax as dx
 from experiments import cli
-from experiments import workdir as workdirs
-from experiments.held_out import everything
-from experiments.lab import protocol, results
-from experiments.recipe import loss
+from experiments.lab import levels, protocol, results
 
 VP = "truncate(linear_beta(beta_min=0.1, beta_max=20), logsnr_min=-10.05, logsnr_max={})"
 VP_TRAINING, VP_GRID = VP.format(13.8), VP.format(9.1)  # t in [1e-5, 1] and [1e-3, 1]
@@ -73,7 +63,6 @@ PITFALLS: dict[str, dict[str, str]] = {
     "unscaled input": TRAINED["E"] | {"preconditioning": "unscaled_input(edm())"},
     "unscaled loss": TRAINED["E"] | {"weighting": "uniform()"},
 }
-LEVELS = np.arange(-9.0, 13.0)
 
 
 def main() -> None:
@@ -87,14 +76,16 @@ def main() -> None:
     scores = protocol.over_seeds(trained, wanted)
 
     def pitfall(network: str) -> dict[str, Any]:
-        of_seeds = [per_level(run) for run in trained if run.variant == network]
-        by_level = {what: zip(*(values[what] for values in of_seeds), strict=True) for what in of_seeds[0]}
-        levels = {what: [results.mean(seeds) for seeds in values] for what, values in by_level.items()}
-        return levels | {"scores": scores["pitfalls"][network]}
+        runs = [run for run in trained if run.variant == network]
+        found: dict[str, Any] = {}
+        for when, after in (("before", False), ("after", True)):
+            of_seeds = [levels.by_level(run, trained=after) for run in runs]
+            found |= {f"{what} {when}": levels.over_seeds([v[what] for v in of_seeds]) for what in of_seeds[0]}
+        return found | {"scores": scores["pitfalls"][network]}
 
     found = scores | {
         "of_euler_1000": ratios(scores["rows"], scores["euler_1000"]),
-        "pitfalls": {"logsnr": (LEVELS + 0.5).tolist()} | {name: pitfall(name) for name in PITFALLS},
+        "pitfalls": {"logsnr": levels.middles()} | {name: pitfall(name) for name in PITFALLS},
     }
     protocol.write("edm", trained, found)
     results.picture("edm", plot(found))
@@ -129,30 +120,6 @@ def stochastic(gamma: float, nfe: int) -> dict[str, Any]:
     """How samples are made with EDM's stochastic sampler."""
     steps = heun_steps(nfe)
     return {"solver": f"edm_stochastic(churn={gamma * steps}, s_min=0.05, s_max=50)", "grid": KARRAS, "steps": steps}
-
-
-def per_level(run: protocol.Run) -> dict[str, list[float]]:
-    """Of held-out images, for each of LEVELS: the loss that a run trains on, and the norm of its gradient, before and
-    after training."""
-    config = workdirs.read_config(run.workdir)
-    rec, trained, _ = workdirs.load_ema(run.workdir, config, workdirs.mesh_of(config))
-    batch = {name: values[:256] for name, values in everything(workdirs.load_dataset(config, "test")).items()}
-    key = jax.random.key(protocol.SEED)
-
-    @jax.jit
-    def at(params: Any, low: Array) -> tuple[Array, Array]:
-        inside = rec._replace(schedule=dx.schedules.uniform(low, low + 1))
-        value, grads = jax.value_and_grad(lambda p: loss(inside, train=False)(p, batch, key, jnp.zeros((), int))[0])(
-            params
-        )
-        return value, optax.tree.norm(grads)
-
-    init_key, *_ = jax.random.split(jax.random.key(config.seed), 3)  # as the run does
-    found: dict[str, list[float]] = {}
-    for when, params in (("before", rec.network.init(init_key)), ("after", trained)):
-        values = [at(params, low) for low in LEVELS]
-        found |= {f"loss {when}": [float(v) for v, _ in values], f"gradient {when}": [float(g) for _, g in values]}
-    return found
 
 
 def plot(found: dict[str, Any]) -> Any:

@@ -7,8 +7,9 @@ that the schedule alone says where training looks; scores against the scale of g
 of samples without guidance and, for the target v, with the guidance that the paper's scores by steps are of (3). All
 are sampled on one grid, that of the cosine schedule from t = 0.99, as in the paper: what differs is the training.
 
-Besides, for the target v: the scale b of the Laplace density; and "curriculum", a schedule whose noise rises during
-training, which is how the paper is sometimes retold (its abstract describes a static density).
+Besides, for the target v: the scale b of the Laplace density, about logSNR 0 and about `MOVED`, since which noise hides
+an image depends on its size; the error by level, held against the cosine schedule's; and "curriculum", a schedule whose
+noise rises during training, which is how the paper is sometimes retold (its abstract describes a static density).
 """
 
 import itertools
@@ -16,7 +17,7 @@ import math
 from typing import Any
 
 from experiments import cli
-from experiments.lab import protocol, results
+from experiments.lab import levels, protocol, results
 
 GRID = "truncate(cosine(), logsnr_min=-8.3, logsnr_max=8.3)"
 SCHEDULES = {
@@ -31,6 +32,7 @@ SCHEDULES = {
 TARGETS = {"v": ("v()", "edm(sigma_data=1)"), "x0": ("x0()", "uniform()"), "eps": ("eps()", "snr()")}
 """Target -> preconditioning, and the weighting that is the plain squared error of it."""
 SCALES = (0.25, 0.5, 1, 2, 4)
+MOVED, MOVED_SCALES = 2, (0.5, 1, 2)
 PARTS = (0.25, 0.5, 0.75, 1.0)
 """Of the training, after which it is scored."""
 GUIDANCE = (1.0, 1.5, 2.0, 3.0)
@@ -44,6 +46,9 @@ def main() -> None:
         f"{name}, {to}": {"schedule": schedule} | target(to) for to in TARGETS for name, schedule in SCHEDULES.items()
     }
     variants |= {f"Laplace {b}": {"schedule": f"laplace(scale={b})"} | target("v") for b in SCALES if b != 0.5}
+    variants |= {
+        f"Laplace {b} at {MOVED}": {"schedule": f"laplace(mean={MOVED}, scale={b})"} | target("v") for b in MOVED_SCALES
+    }
     end = protocol.config_of().train.steps
     if end % len(PARTS):
         raise ValueError(f"config.train.steps = {end}: must be divisible by {len(PARTS)}, the parts that are scored")
@@ -67,8 +72,12 @@ def main() -> None:
     }
     trained = protocol.runs("noise_schedule", {name: fields | often for name, fields in variants.items()}, wanted)
     found = protocol.over_seeds(trained, wanted)
-    shares = {scale: sooner(by_name["Laplace, v"], by_name["cosine, v"]) for scale, by_name in found["curves"].items()}
-    found |= {"steps": end, "sooner": shares}
+    predict_v = [name for name in variants if not name.endswith((", x0", ", eps"))]
+    shares = {
+        scale: {name: sooner(by_name[name], by_name["cosine, v"]) for name in predict_v if name in by_name}
+        for scale, by_name in found["curves"].items()
+    }
+    found |= {"steps": end, "sooner": shares, "levels": of_cosine(trained, predict_v)}
     protocol.write("noise_schedule", trained, found)
     results.picture("noise_schedule", plot(found))
 
@@ -81,6 +90,17 @@ def sooner(one: dict[float, Any], other: dict[float, Any]) -> dict[str, Any]:
         shares.append(first_below([one[part]["fd"]["seeds"][seed] for part in PARTS], end))
     known = [share for share in shares if share is not None]
     return {"seeds": shares} | (results.mean(known) | {"seeds": shares} if len(known) == len(shares) else {})
+
+
+def of_cosine(trained: list[protocol.Run], names: list[str]) -> dict[str, Any]:
+    """{"logsnr", variant: its error of v at these levels over that of the cosine schedule's networks, seed by seed}."""
+    loss = {run: levels.by_level(run)["loss"] for run in trained if run.variant in names}
+    of = lambda name: [values for run, values in loss.items() if run.variant == name]
+    ratios = {
+        name: [[a / b for a, b in zip(*pair, strict=True)] for pair in zip(of(name), of("cosine, v"), strict=True)]
+        for name in names
+    }
+    return {"logsnr": levels.middles()} | {name: levels.over_seeds(values) for name, values in ratios.items()}
 
 
 def first_below(values: list[float], end: float) -> float | None:
@@ -97,8 +117,8 @@ def first_below(values: list[float], end: float) -> float | None:
 def plot(found: dict[str, Any]) -> Any:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(15, 12), layout="constrained")
-    (*by_target,), (*by_guidance,), (guided, scales, rising) = axes = figure.subplots(3, 3)
+    figure = Figure(figsize=(24, 9), layout="constrained")
+    (*by_target, guided, by_level), (*by_guidance, scales, rising) = axes = figure.subplots(2, 5)
     fd = lambda scores: {float(x): value["fd"] for x, value in scores.items()}
     plain = found["curves"][1.0]
     for name in SCHEDULES:
@@ -111,13 +131,22 @@ def plot(found: dict[str, Any]) -> Any:
         below.set(xlabel="guidance", title=f"target {to}, at the end")
     guided.set(xlabel="part of the training", title=f"target v, guidance {GUIDED:g}")
     end = lambda b: plain["Laplace, v" if b == 0.5 else f"Laplace {b}"][PARTS[-1]]["fd"]
-    results.line(scales, {b: end(b) for b in SCALES}, label="Laplace, v")
-    scales.set(xlabel="scale b", xscale="log", title="scale of the Laplace density, at the end")
+    results.line(scales, {b: end(b) for b in SCALES}, label="about logSNR 0")
+    moved = {b: plain[f"Laplace {b} at {MOVED}"][PARTS[-1]]["fd"] for b in MOVED_SCALES}
+    results.line(scales, moved, label=f"about {MOVED}")
+    scales.axhline(plain["cosine, v"][PARTS[-1]]["fd"]["mean"], color="grey", lw=0.8, ls=":", label="cosine")
+    scales.set(xlabel="scale b", xscale="log", title="Laplace density, target v, at the end")
+    scales.set_xticks(SCALES, [f"{b:g}" for b in SCALES])
+    scales.minorticks_off()
+    for name in (*(f"{name}, v" for name in SCHEDULES), f"Laplace 1 at {MOVED}"):
+        results.line(by_level, dict(zip(found["levels"]["logsnr"], found["levels"][name], strict=True)), label=name)
     for name in ("curriculum", "Laplace, v", "cosine, v"):
         results.line(rising, fd(plain[name]), label=name)
     rising.set(xlabel="part of the training", title="noise that rises during training")
     for ax in axes.flat:
         ax.set(ylabel="FD-ENLite0", yscale="log")
+    by_level.set(xlabel="logSNR", ylabel="error of v over cosine's", title="error by level, at the end")
+    for ax in axes.flat:
         ax.legend(frameon=False, fontsize=8)
     return figure
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import workdir as workdirs
-from experiments.lab import align_your_steps, consistency, edm, noise_schedule, protocol, results
+from experiments.lab import align_your_steps, consistency, edm, levels, noise_schedule, protocol, results
 from experiments.recipe import recipe
 from tests.experiments.conftest import SMALL
 
@@ -158,9 +158,9 @@ def test_edm_goes_through(tiny, monkeypatch):
         "MANY": (4,),
         "CHURN": (0.0, 0.1),
         "CHURNED": (3,),
-        "LEVELS": np.arange(-2.0, 2.0),
     }.items():
         monkeypatch.setattr(edm, name, value)
+    monkeypatch.setattr(levels, "LEVELS", np.arange(-2.0, 2.0))
     found = tiny(edm)
     assert set(found["rows"]) == {"A", "A'", "B", "D", "E", "E'", "F"} and found["rows"]["A"].keys() == {"3", "4"}
     assert all(row["3"]["fd"]["mean"] > 0 for row in found["rows"].values())
@@ -172,12 +172,15 @@ def test_edm_goes_through(tiny, monkeypatch):
 
 def test_noise_schedules_go_through(tiny, monkeypatch):
     monkeypatch.setattr(noise_schedule, "GUIDANCE", (1.0, 2.0))
+    monkeypatch.setattr(levels, "LEVELS", np.array([-2.0, 1.0]))
     found = tiny(noise_schedule)
-    assert len(found["curves"]["1.0"]) == 7 * 3 + 4 + 1 and found["steps"] == 4
+    assert len(found["curves"]["1.0"]) == 7 * 3 + 4 + 3 + 1 and found["steps"] == 4
     plain, guided = found["curves"]["1.0"], found["curves"]["3.0"]
     assert plain["cosine, v"]["0.25"]["fd"] != plain["cosine, v"]["1.0"]["fd"] and len(guided) == 7
     assert len(found["guidance"]) == 7 * 3 and found["guidance"]["flow, eps"].keys() == {"1.0", "2.0"}
-    assert len(found["sooner"]["3.0"]["seeds"]) == 1
+    assert len(found["sooner"]["3.0"]) == 7 and len(found["sooner"]["1.0"]["Laplace 2 at 2"]["seeds"]) == 1
+    assert found["levels"]["logsnr"] == [-1.5, 1.5]
+    assert [level["mean"] for level in found["levels"]["curriculum"]] == [1.0, 1.0]  # the same network here
 
 
 @pytest.mark.parametrize(
