@@ -72,14 +72,18 @@ def main() -> None:
     }
     trained = protocol.runs("noise_schedule", {name: fields | often for name, fields in variants.items()}, wanted)
     found = protocol.over_seeds(trained, wanted)
-    predict_v = [name for name in variants if not name.endswith((", x0", ", eps"))]
     shares = {
-        scale: {name: sooner(by_name[name], by_name["cosine, v"]) for name in predict_v if name in by_name}
+        scale: {name: sooner(by_name[name], by_name[f"cosine, {target_of(name)}"]) for name in by_name}
         for scale, by_name in found["curves"].items()
     }
-    found |= {"steps": end, "sooner": shares, "levels": of_cosine(trained, predict_v)}
+    by_level = of_cosine(trained, [name for name in variants if target_of(name) == "v"])
+    found |= {"steps": end, "sooner": shares, "levels": by_level}
     protocol.write("noise_schedule", trained, found)
     results.picture("noise_schedule", plot(found))
+
+
+def target_of(variant: str) -> str:
+    return next((to for to in TARGETS if variant.endswith(f", {to}")), "v")
 
 
 def sooner(one: dict[float, Any], other: dict[float, Any]) -> dict[str, Any]:

@@ -178,7 +178,9 @@ def test_noise_schedules_go_through(tiny, monkeypatch):
     plain, guided = found["curves"]["1.0"], found["curves"]["3.0"]
     assert plain["cosine, v"]["0.25"]["fd"] != plain["cosine, v"]["1.0"]["fd"] and len(guided) == 7
     assert len(found["guidance"]) == 7 * 3 and found["guidance"]["flow, eps"].keys() == {"1.0", "2.0"}
-    assert len(found["sooner"]["3.0"]) == 7 and len(found["sooner"]["1.0"]["Laplace 2 at 2"]["seeds"]) == 1
+    assert len(found["sooner"]["3.0"]) == 7 and len(found["sooner"]["1.0"]) == 7 * 3 + 4 + 3 + 1
+    targets = {name: noise_schedule.target_of(name) for name in ("flow, x0", "flow, eps", "flow, v", "Laplace 2 at 2")}
+    assert list(targets.values()) == ["x0", "eps", "v", "v"]
     assert found["levels"]["logsnr"] == [-1.5, 1.5]
     assert [level["mean"] for level in found["levels"]["curriculum"]] == [1.0, 1.0]  # the same network here
 
