@@ -31,7 +31,7 @@ from absl import flags
 
 from diffax import data, metrics
 from diffax.training.summary import read_json, write_json
-from experiments import pictures, train, variations
+from experiments import cli, pictures, train, variations
 from experiments import workdir as workdirs
 from experiments.generate import class_labels, generate
 from experiments.held_out import everything
@@ -82,12 +82,16 @@ class Scoring(NamedTuple):
 
 
 def config_of(overrides: Mapping[str, Any] | None = None) -> Any:
-    """experiments/configs/lab.py for --data, with --set and, before these, the overrides of a variant."""
+    """experiments/configs/lab.py for --data, with --set and, before these, the overrides of a variant. Raises
+    ValueError naming what of --set is no field, or not of its type."""
     if bad := [text for text in SET.value if "=" not in text]:
         raise ValueError(f"--set = {bad[0]}: must be FIELD=VALUE, as in --set=train.steps=8000")
     fields = dict(text.split("=", 1) for text in SET.value) | dict(overrides or {})
     path = f"experiments/configs/lab.py:{DATA.value}"
-    return variations.load(path, {field: str(value) for field, value in fields.items()})
+    try:
+        return variations.load(path, {field: str(value) for field, value in fields.items()})
+    except cli.PARSE_ERRORS as error:
+        raise ValueError(f"--set = {', '.join(SET.value)}: {cli.explain(error).removeprefix('--')}") from error
 
 
 def folder(experiment: str, variant: str, seed: int | str) -> Path:

@@ -130,6 +130,10 @@ def test_bad_flags_are_named(monkeypatch, flags_of):
     monkeypatch.setattr(protocol, "SET", types.SimpleNamespace(value=["train.steps"]))
     with pytest.raises(ValueError, match=r"--set = train\.steps: must be FIELD=VALUE"):
         protocol.config_of()
+    for given, words in (("sample.count=8", "config has no field 'count'"), ("train.steps=few", "few")):
+        monkeypatch.setattr(protocol, "SET", types.SimpleNamespace(value=[given]))
+        with pytest.raises(ValueError, match=f"--set = {given}: .*{words}"):
+            protocol.config_of()
     monkeypatch.setattr(results, "SEEDS", types.SimpleNamespace(value=0))
     with pytest.raises(ValueError, match="--seeds = 0: must be at least 1"):
         results.seeds()
