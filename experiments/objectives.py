@@ -21,6 +21,7 @@ import numpy as np
 from jax import Array
 
 import diffax as dx
+from diffax import _check
 from diffax.losses import Aux, Part
 from experiments.expressions import build
 
@@ -243,8 +244,7 @@ def _consistency(
     if not 0 <= jitter < math.inf:
         raise ValueError(f"jitter = {jitter}: must be at least 0, and finite")
     for name, value in (("sigma_data", sigma_data), ("huber", huber)):
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} = {value}: must be positive and finite")
+        _check.positive(name, value)
     schedule = dx.schedules.karras(sigma_min, sigma_max, rho)
     grid = functools.partial(dx.consistency.levels, most=levels.most, schedule=schedule, pool=pool or None)
     grid(2)  # checks

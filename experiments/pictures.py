@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from diffax._files import whole
+
 __all__ = ["ema_lengths", "full_range", "grid", "levels", "read_png", "save_png"]
 
 
@@ -76,9 +78,8 @@ def save_png(path: str | Path, picture: np.ndarray) -> None:
     """Writes a uint8 picture [H, W, 3] as PNG, whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    Image.fromarray(picture).save(partial, format="PNG")
-    partial.replace(path)
+    with whole(path) as partial:
+        Image.fromarray(picture).save(partial, format="PNG")
 
 
 def read_png(path: str | Path, *, max_side: int = 1200) -> bytes:

@@ -45,7 +45,8 @@ def judge(
     # One scale for all pixels: pixels that are nearly always empty must not be blown up.
     model = make_pipeline(StandardScaler(with_std=False), SVC(C=10, gamma="scale"))
     n = len(train_images)
-    chosen = np.arange(min(n, max_train)) * n // min(n, max_train)
+    count = min(n, max_train)
+    chosen = np.arange(count) * n // count
     model.fit(_flat(train_images[chosen]), train_labels[chosen])
     return Judge(model, float(model.score(_flat(test_images), test_labels)))
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from diffax import _check
+from diffax._files import whole
 from diffax.solvers.linear import Rows, Solver, linear
 
 __all__ = ["learned", "load_learned", "save_learned"]
@@ -51,10 +52,8 @@ def save_learned(path: str | os.PathLike[str], sigmas: Any, solver: Solver) -> N
         raise ValueError("solver has no table of coefficients to write: must be one of fixed steps")
     content = {"format": _FORMAT, "order": solver.order, "sigmas": sigmas.tolist()}
     content |= {name: None if f is None else np.asarray(f).tolist() for name, f in rows._asdict().items()}
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=1))
-    part.replace(path)
+    with whole(path) as partial:
+        partial.write_text(json.dumps(content, indent=1))
 
 
 def load_learned(path: str | os.PathLike[str]) -> tuple[np.ndarray, Solver]:

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from diffax._files import whole
 from diffax.training.sharding import to_host
 
 __all__ = ["environment", "fingerprint", "read_json", "write_json"]
@@ -58,7 +59,5 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Writes JSON whole or not at all, also if the process is killed meanwhile."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    partial.replace(path)
+    with whole(path) as partial:
+        partial.write_text(json.dumps(value, indent=2) + "\n")

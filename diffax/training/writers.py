@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from diffax._files import whole
+
 __all__ = ["Log", "create_writer"]
 
 _NAME = "clu.metric_writers.summary_writer"
@@ -50,9 +52,8 @@ class Log:
             with contextlib.suppress(ValueError, TypeError, KeyError):
                 if json.loads(line)["step"] <= start:
                     kept.append(line)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text("".join(f"{line}\n" for line in kept))
-        partial.replace(path)
+        with whole(path) as partial:
+            partial.write_text("".join(f"{line}\n" for line in kept))
         self._file = path.open("a")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:

@@ -76,12 +76,9 @@ def main() -> None:
     scores = protocol.over_seeds(trained, wanted)
 
     def pitfall(network: str) -> dict[str, Any]:
-        runs = [run for run in trained if run.variant == network]
-        found: dict[str, Any] = {}
-        for when, after in (("before", False), ("after", True)):
-            of_seeds = [levels.by_level(run, trained=after) for run in runs]
-            found |= {f"{what} {when}": levels.over_seeds([v[what] for v in of_seeds]) for what in of_seeds[0]}
-        return found | {"scores": scores["pitfalls"][network]}
+        of_seeds = [levels.by_level(run, "before", "after") for run in trained if run.variant == network]
+        by_level = {what: levels.over_seeds([values[what] for values in of_seeds]) for what in of_seeds[0]}
+        return by_level | {"scores": scores["pitfalls"][network]}
 
     found = scores | {
         "of_euler_1000": ratios(scores["rows"], scores["euler_1000"]),

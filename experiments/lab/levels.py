@@ -25,16 +25,15 @@ def middles() -> list[float]:
     return (LEVELS + 0.5).tolist()
 
 
-def by_level(run: protocol.Run, *, trained: bool = True) -> dict[str, list[float]]:
-    """{"loss", "gradient"}: for each of LEVELS the loss that a run trains on, of 256 held-out images, and the norm of
-    its gradient; of the averaged parameters, or of those that it began with."""
+def by_level(run: protocol.Run, *whens: str) -> dict[str, list[float]]:
+    """{"loss WHEN", "gradient WHEN"}: for each of LEVELS the loss that a run trains on, of 256 held-out images, and the
+    norm of its gradient; "before", of the parameters that it began with, and "after", of the averaged ones."""
     config = workdirs.read_config(run.workdir)
-    rec, params, _ = workdirs.load_ema(run.workdir, config, workdirs.mesh_of(config))
-    if not trained:
-        init_key, *_ = jax.random.split(jax.random.key(config.seed), 3)  # as the run does
-        params = rec.network.init(init_key)
+    rec, trained, _ = workdirs.load_ema(run.workdir, config, workdirs.mesh_of(config))
     batch = {name: values[:256] for name, values in everything(workdirs.load_dataset(config, "test")).items()}
     key = jax.random.key(protocol.SEED)
+    init_key, *_ = jax.random.split(jax.random.key(config.seed), 3)  # as the run does
+    parameters = {"before": lambda: rec.network.init(init_key), "after": lambda: trained}
 
     @jax.jit
     def at(params: Any, low: Array) -> tuple[Array, Array]:
@@ -44,8 +43,12 @@ def by_level(run: protocol.Run, *, trained: bool = True) -> dict[str, list[float
         )
         return value, optax.tree.norm(grads)
 
-    values = [at(params, low) for low in LEVELS]
-    return {"loss": [float(v) for v, _ in values], "gradient": [float(g) for _, g in values]}
+    found: dict[str, list[float]] = {}
+    for when in whens:
+        params = parameters[when]()
+        values = [at(params, low) for low in LEVELS]
+        found |= {f"loss {when}": [float(v) for v, _ in values], f"gradient {when}": [float(g) for _, g in values]}
+    return found
 
 
 def over_seeds(of_seeds: list[list[float]]) -> list[dict[str, Any]]:

@@ -33,6 +33,7 @@ TARGETS = {"v": ("v()", "edm(sigma_data=1)"), "x0": ("x0()", "uniform()"), "eps"
 """Target -> preconditioning, and the weighting that is the plain squared error of it."""
 SCALES = (0.25, 0.5, 1, 2, 4)
 MOVED, MOVED_SCALES = 2, (0.5, 1, 2)
+"""Scales of the Laplace density, about logSNR 0 and about another."""
 PARTS = (0.25, 0.5, 0.75, 1.0)
 """Of the training, after which it is scored."""
 GUIDANCE = (1.0, 1.5, 2.0, 3.0)
@@ -83,6 +84,7 @@ def main() -> None:
 
 
 def target_of(variant: str) -> str:
+    """The one that it is named after, or v."""
     return next((to for to in TARGETS if variant.endswith(f", {to}")), "v")
 
 
@@ -98,7 +100,7 @@ def sooner(one: dict[float, Any], other: dict[float, Any]) -> dict[str, Any]:
 
 def of_cosine(trained: list[protocol.Run], names: list[str]) -> dict[str, Any]:
     """{"logsnr", variant: its error of v at these levels over that of the cosine schedule's networks, seed by seed}."""
-    loss = {run: levels.by_level(run)["loss"] for run in trained if run.variant in names}
+    loss = {run: levels.by_level(run, "after")["loss after"] for run in trained if run.variant in names}
     of = lambda name: [values for run, values in loss.items() if run.variant == name]
     ratios = {
         name: [[a / b for a, b in zip(*pair, strict=True)] for pair in zip(of(name), of("cosine, v"), strict=True)]
@@ -149,9 +151,8 @@ def plot(found: dict[str, Any]) -> Any:
     rising.set(xlabel="part of the training", title="noise that rises during training")
     for ax in axes.flat:
         ax.set(ylabel="FD-ENLite0", yscale="log")
-    by_level.set(xlabel="logSNR", ylabel="error of v over cosine's", title="error by level, at the end")
-    for ax in axes.flat:
         ax.legend(frameon=False, fontsize=8)
+    by_level.set(xlabel="logSNR", ylabel="error of v over cosine's", title="error by level, at the end")
     return figure
 
 

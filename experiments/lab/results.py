@@ -1,7 +1,6 @@
 """What the laboratory tells: means over seeds with their standard errors, as JSON with what made it, and a picture."""
 
 import math
-import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from absl import flags
 
+from diffax._files import whole
 from diffax.training.summary import environment, write_json
 
 __all__ = ["OUT", "SEEDS", "line", "mean", "over_seeds", "picture", "seeds", "spell", "write"]
@@ -54,9 +54,8 @@ def write(experiment: str, found: Mapping[str, Any]) -> None:
 def picture(experiment: str, figure: Any) -> None:
     """OUT/EXPERIMENT.png, of a matplotlib figure; whole, when several processes write it too."""
     path = Path(OUT.value) / f"{experiment}.png"
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    figure.savefig(partial, dpi=110, format="png")
-    partial.replace(path)
+    with whole(path) as partial:
+        figure.savefig(partial, dpi=110, format="png")
     print(path)
 
 
