@@ -1,14 +1,37 @@
-"""Checks of constructor arguments: one clear sentence now instead of a NaN later.
+"""Checks of arguments: one clear sentence now instead of a NaN, or an error from inside JAX, later.
 
-Values that JAX is tracing (learned parameters, arguments of a jitted function) have no value yet and pass unchecked.
+Each check raises ValueError with a sentence that names the argument, its value, and what is allowed. Values that JAX is
+tracing (learned parameters, arguments of a jitted function) have no value yet: their shape and dtype are checked, their
+numbers pass.
 """
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
-__all__ = ["between", "concrete", "finite", "less", "numbers", "positive", "whole"]
+__all__ = [
+    "between",
+    "callable_",
+    "concrete",
+    "finite",
+    "index",
+    "instance",
+    "key",
+    "less",
+    "level",
+    "numbers",
+    "one_of",
+    "output",
+    "positive",
+    "samples",
+    "whole",
+]
+
+Kind = TypeVar("Kind")
 
 
 def concrete(*values: Any) -> bool:
@@ -16,10 +39,28 @@ def concrete(*values: Any) -> bool:
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
 
 
+def shown(value: Any) -> str:
+    """The value as an error names it: on one line, and not longer than a reader wants."""
+    text = " ".join((str if isinstance(value, Array | np.ndarray) else repr)(value).split())
+    return text if len(text) <= 120 else text[:100] + " ..."
+
+
+# ---- numbers --------------------------------------------------------------------------------------------------------
+
+
+def real(name: str, value: Any, must: str = "be a number") -> np.ndarray | None:
+    """The value in float64, or None where it is traced. Raises ValueError unless it holds real numbers."""
+    array = _array(name, value, must)
+    if not (_is(array, np.floating) or _is(array, np.integer)) or not array.size:
+        raise ValueError(f"{name} = {shown(value)}: must {must}")
+    return np.asarray(array, np.float64) if concrete(array) else None
+
+
 def finite(name: str, value: Any) -> None:
     """Raise ValueError unless every entry of `value` is a finite number."""
-    if concrete(value) and not (np.size(value) and np.isfinite(np.asarray(value, np.float64)).all()):
-        raise ValueError(f"{name} = {value}: must be finite")
+    array = real(name, value, "be finite")
+    if array is not None and not np.isfinite(array).all():
+        raise ValueError(f"{name} = {shown(value)}: must be finite")
 
 
 def numbers(name: str, values: np.ndarray) -> None:
@@ -30,28 +71,152 @@ def numbers(name: str, values: np.ndarray) -> None:
 
 def positive(name: str, value: Any) -> None:
     """Raise ValueError unless every entry of `value` is finite and > 0."""
-    if concrete(value):
-        array = np.asarray(value, np.float64)
-        if not (array.size and np.isfinite(array).all() and (array > 0).all()):
-            raise ValueError(f"{name} = {value}: must be positive and finite")
+    array = real(name, value, "be positive and finite")
+    if array is not None and not (np.isfinite(array).all() and (array > 0).all()):
+        raise ValueError(f"{name} = {shown(value)}: must be positive and finite")
 
 
 def between(name: str, value: Any, low: float, high: float) -> None:
     """Raise ValueError unless low <= value <= high everywhere."""
-    if concrete(value):
-        array = np.asarray(value, np.float64)
-        if not ((array >= low) & (array <= high)).all():
-            raise ValueError(f"{name} = {value}: must lie in [{low}, {high}]")
+    array = real(name, value, f"lie in [{low}, {high}]")
+    if array is not None and not ((array >= low) & (array <= high)).all():
+        raise ValueError(f"{name} = {shown(value)}: must lie in [{low}, {high}]")
 
 
 def whole(name: str, value: Any, least: int = 1, most: float = np.inf) -> None:
     """Raise ValueError unless `value` is an integer from `least` to `most`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= most:
         bounds = f">= {least}" if most == np.inf else f"from {least} to {most}"
-        raise ValueError(f"{name} = {value!r}: must be an integer {bounds}")
+        raise ValueError(f"{name} = {shown(value)}: must be an integer {bounds}")
 
 
 def less(low_name: str, low: Any, high_name: str, high: Any) -> None:
     """Raise ValueError unless `low` < `high` everywhere."""
-    if concrete(low, high) and not np.all(np.asarray(low) < np.asarray(high)):
-        raise ValueError(f"{low_name} = {low}: must be less than {high_name} = {high}")
+    lower, upper = real(low_name, low), real(high_name, high)
+    if lower is not None and upper is not None and not np.all(lower < upper):
+        raise ValueError(f"{low_name} = {shown(low)}: must be less than {high_name} = {shown(high)}")
+
+
+# ---- kinds ----------------------------------------------------------------------------------------------------------
+
+
+def instance(name: str, value: Any, kind: type[Kind], example: str) -> Kind:
+    """`value` itself. Raises ValueError unless it is a `kind`, which `example` is; asks for forgotten parentheses."""
+    if isinstance(value, kind):
+        return value
+    if callable(value) and not isinstance(value, type):
+        raise ValueError(
+            f"{name} = {_called(value)}: is a function: did you forget the parentheses? It must be a "
+            f"{kind.__name__} such as {example}"
+        )
+    raise ValueError(f"{name} = {shown(value)}: must be a {kind.__name__} such as {example}")
+
+
+def callable_(name: str, value: Any, signature: str) -> None:
+    """Raise ValueError unless `value` can be called; `signature` says how it will be, as in denoise(x, sigma) -> x0."""
+    if not callable(value):
+        raise ValueError(f"{name} = {shown(value)}: must be a function {signature}")
+
+
+def one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
+    """Raise ValueError unless `value` is one of those allowed."""
+    if not any(value is a or (isinstance(value, type(a)) and value == a) for a in allowed):
+        raise ValueError(f"{name} = {shown(value)}: must be one of {', '.join(map(repr, allowed))}")
+
+
+def key(name: str, value: Any) -> Array:
+    """`value` itself. Raises ValueError unless it is one JAX key, typed or raw."""
+    sentence = f"{name} = {shown(value)}: must be a JAX key such as jax.random.key(0)"
+    if not isinstance(value, Array | np.ndarray):
+        raise ValueError(sentence)
+    typed = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+    if not typed and (value.dtype != np.uint32 or value.ndim < 1):
+        raise ValueError(sentence)
+    batch = value.shape if typed else value.shape[:-1]
+    if batch:
+        raise ValueError(f"{name} holds {' x '.join(map(str, batch))} keys: must be one, such as jax.random.key(0)")
+    return value  # type: ignore[return-value]
+
+
+# ---- batches --------------------------------------------------------------------------------------------------------
+
+
+def samples(name: str, value: Any) -> Array:
+    """`value` in float32 or better. Raises ValueError unless it is a batch [batch, ...] of floating-point numbers."""
+    array = _array(name, value, "be an array [batch, ...] of floating-point numbers")
+    if not _is(array, np.floating):
+        hint = ": scale pictures to order one first, as diffax.data.to_unit does" if array.dtype == np.uint8 else ""
+        raise ValueError(f"{name} is of {array.dtype}: must be floating-point numbers{hint}")
+    if array.ndim < 1 or not array.size:
+        raise ValueError(f"{name} has shape {array.shape}: must be [batch, ...] with at least one sample")
+    array = jnp.asarray(array)
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+
+
+def index(value: Any, batch: int, name: str = "index") -> Array:
+    """The numbers of the samples, 0, 1, ... for None. Raises ValueError unless they are [batch] integers."""
+    if value is None:
+        return jnp.arange(batch)
+    array = _array(name, value, f"be [batch] = ({batch},) integers")
+    if array.shape != (batch,):
+        raise ValueError(f"{name} has shape {array.shape}: must be [batch] = ({batch},)")
+    if not _is(array, np.integer):
+        raise ValueError(f"{name} is of {array.dtype}: must be integers")
+    return jnp.asarray(array)
+
+
+def level(name: str, sigma: Any, x: Array) -> Array:
+    """A noise level in float32 or better: a scalar, [batch], or [batch, ...] per pixel with the axes of x.
+
+    Raises ValueError unless it is of such a shape and, where it has values, finite and >= 0.
+    """
+    array = real(name, sigma, "be finite and >= 0")
+    if array is not None and not (np.isfinite(array).all() and (array >= 0).all()):
+        raise ValueError(f"{name} = {shown(sigma)}: must be finite and >= 0")
+    sigma = jnp.asarray(sigma)
+    per_pixel = sigma.ndim == x.ndim and all(s in (1, n) for s, n in zip(sigma.shape, x.shape, strict=True))
+    if sigma.shape not in ((), x.shape[:1]) and not (per_pixel and sigma.shape[0] == x.shape[0]):
+        raise ValueError(
+            f"{name} has shape {sigma.shape} for x of shape {x.shape}: must be a scalar, [batch] = {x.shape[:1]}, or "
+            "[batch, ...] with the axes of x, each as long as that of x or 1"
+        )
+    return sigma.astype(jnp.promote_types(sigma.dtype, jnp.float32))
+
+
+def output(name: str, value: Any, like: Array) -> Array:
+    """What the function `name` gave for a batch `like`, as an array.
+
+    Raises ValueError unless it has the shape of `like`: another one might be broadcast, silently.
+    """
+    if not isinstance(value, Array | np.ndarray | np.generic):
+        raise ValueError(f"{name} gave {_kind(value)}: must be an array of shape {like.shape}")
+    if value.shape != like.shape:
+        raise ValueError(f"{name} gave shape {value.shape} for x of shape {like.shape}: must be the same")
+    if not (_is(value, np.floating) or _is(value, np.complexfloating) and _is(like, np.complexfloating)):
+        raise ValueError(f"{name} gave {value.dtype}: must be floating-point numbers")
+    return jnp.asarray(value)
+
+
+# ---- parts ----------------------------------------------------------------------------------------------------------
+
+
+def _array(name: str, value: Any, must: str) -> Any:
+    """The value as an array of numpy or, where it is one or is traced, of JAX."""
+    if isinstance(value, Array | np.ndarray):
+        return value
+    try:
+        return np.asarray(value) if concrete(value) else jnp.asarray(value)
+    except (ValueError, TypeError, OverflowError):
+        raise ValueError(f"{name} = {shown(value)}: must {must}") from None
+
+
+def _is(array: Any, kind: Any) -> bool:
+    return bool(jnp.issubdtype(array.dtype, kind))
+
+
+def _called(value: Callable) -> str:
+    return getattr(value, "__name__", None) or shown(value)
+
+
+def _kind(value: Any) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"
