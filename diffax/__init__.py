@@ -6,6 +6,8 @@ predicts), a denoiser `denoise(x, sigma) -> x0`, and a `solvers.Solver`. They ne
 `import diffax.models`.
 """
 
+import sys
+
 from diffax import (
     adaptive,
     consistency,
@@ -24,6 +26,7 @@ from diffax import (
     variational,
     weightings,
 )
+from diffax._public import list_names
 from diffax.denoiser import Denoiser, denoiser, gaussian_mixture
 from diffax.sample import sample
 
@@ -51,3 +54,5 @@ __all__ = [
     "variational",
     "weightings",
 ]
+
+list_names(__name__, *(f"{__name__}.{name}" for name in __all__ if f"{__name__}.{name}" in sys.modules))

@@ -192,7 +192,7 @@ def output(name: str, value: Any, like: Array) -> Array:
         raise ValueError(f"{name} gave {_kind(value)}: must be an array of shape {like.shape}")
     if value.shape != like.shape:
         raise ValueError(f"{name} gave shape {value.shape} for x of shape {like.shape}: must be the same")
-    if not (_is(value, np.floating) or _is(value, np.complexfloating) and _is(like, np.complexfloating)):
+    if not (_is(value, np.floating) or (_is(value, np.complexfloating) and _is(like, np.complexfloating))):
         raise ValueError(f"{name} gave {value.dtype}: must be floating-point numbers")
     return jnp.asarray(value)
 

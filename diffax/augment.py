@@ -23,10 +23,12 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.scipy.ndimage import map_coordinates
 
 from diffax import _check
+from diffax._array import common
 from diffax.noise import sample_keys
 
 __all__ = ["TOLD", "geometric"]
@@ -39,25 +41,33 @@ def geometric(key: Array, x: Array, probability: float = 0.12, index: Array | No
     """Images x [batch, height, width, channels] -> images of that shape, and what was done to each [batch, 9].
 
     Sample i draws from fold_in(key, i); index [batch] are their numbers, 0, 1, 2, ... by default.
-    Raises ValueError unless probability is in [0, 1].
+    Raises ValueError unless probability is in [0, 1] and x holds images of floating-point numbers.
     """
     _check.between("probability", probability, 0, 1)
-    keys = sample_keys(key, jnp.arange(x.shape[0]) if index is None else index)
+    if np.shape(probability):
+        raise ValueError(f"probability has shape {np.shape(probability)}: must be one number")
+    _check.samples("x", x)
+    x = jnp.asarray(x)
+    if x.ndim != 4:
+        raise ValueError(f"x has shape {x.shape}: must be [batch, height, width, channels]")
+    keys = sample_keys(key, _check.index(index, len(x)))
     back, moved, told = jax.vmap(lambda k: _draw(k, probability))(keys)
     return jax.vmap(_warp)(x, back, moved), told
 
 
 def _draw(key: Array, probability: float) -> tuple[Array, Array, Array]:
     """Of an image: the linear map [2, 2] from places (row, column) in the result to places in the image, by how much of
-    its length it is moved along each axis [2], and what the network is told [9]."""
+    its length it is moved along each axis [2], and what the network is told [9]. All in float32."""
+    kind = jnp.float32
     which_key, mirror_key, angle_key, amount_key = jax.random.split(key, 4)
-    chosen = jax.random.bernoulli(which_key, probability, (5,)).astype(jnp.float32)
-    mirrored = jax.random.bernoulli(mirror_key, 0.5, (2,)) * jnp.stack([1.0, chosen[0]])
-    turn, axis = jax.random.uniform(angle_key, (2,), minval=-math.pi, maxval=math.pi)
+    chosen = jax.random.bernoulli(which_key, probability, (5,)).astype(kind)
+    mirrored = jax.random.bernoulli(mirror_key, 0.5, (2,)).astype(kind) * jnp.stack([jnp.ones((), kind), chosen[0]])
+    turn, axis = jax.random.uniform(angle_key, (2,), kind, minval=-math.pi, maxval=math.pi)
     turn = turn * chosen[2]
-    size, stretch, down, right = jax.random.normal(amount_key, (4,)) * chosen[jnp.array([1, 3, 4, 4])]
+    size, stretch, down, right = jax.random.normal(amount_key, (4,), kind) * chosen[jnp.array([1, 3, 4, 4])]
 
-    stretched = _turned(axis) @ jnp.diag(2 ** (0.2 * stretch * jnp.array([1.0, -1.0]))) @ _turned(-axis)
+    along = 2 ** (0.2 * stretch * jnp.array([1, -1], kind))
+    stretched = _turned(axis) @ jnp.diag(along) @ _turned(-axis)
     linear = _turned(turn) @ stretched @ jnp.diag((1 - 2 * mirrored)[::-1]) * 2 ** (0.2 * size)
     told = [*mirrored, size, jnp.cos(turn) - 1, jnp.sin(turn), stretch * jnp.cos(axis), stretch * jnp.sin(axis)]
     return jnp.linalg.inv(linear), jnp.stack([down, right]) / 8, jnp.stack([*told, down, right])
@@ -73,7 +83,8 @@ def _warp(image: Array, back: Array, moved: Array) -> Array:
     height, width, _ = image.shape
     length = jnp.array([height, width], jnp.float32)
     middle = (length - 1) / 2
-    places = jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"), axis=-1)
-    at = (places - middle - moved * length) @ back.T + middle
+    rows, columns = jnp.arange(height, dtype=jnp.float32), jnp.arange(width, dtype=jnp.float32)
+    places = jnp.stack(jnp.meshgrid(rows, columns, indexing="ij"), axis=-1)
+    at = ((places - middle - moved * length) @ back.T + middle).astype(common(image))
     channel = lambda c: map_coordinates(c, [at[..., 0], at[..., 1]], order=1, mode="mirror")
     return jax.vmap(channel, in_axes=-1, out_axes=-1)(image)

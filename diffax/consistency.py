@@ -12,7 +12,8 @@ learned:
 
     h(f(x_{n+1}, t_{n+1}) - f(x_n, t_n)) / (t_{n+1} - t_n),    h(r) = sqrt(||r||^2 + c^2) - c,   c = 0.00054 sqrt(dim r)
 
-with no gradient through the second f, of the same parameters (iCT: Song & Dhariwal 2023, arXiv:2310.14189). `training`
+with no gradient through the second f, of the same parameters (iCT: Song & Dhariwal 2023, arXiv:2310.14189) or of their
+moving average (target_params: Song et al. 2023, algorithms 2 and 3). `training`
 takes both points from one pair of data and noise, x_n = x_0 + t_n n; `distillation` goes from x_{n+1} to x_n by one
 step of a solver with a trained denoiser.
 
@@ -40,9 +41,9 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from diffax import _check, draws, noise, schedules, solvers
-from diffax._array import Scalar, at_least_float32, per_sample
+from diffax._array import Scalar, at_least_float32, common, level, per_sample, points
 from diffax.denoiser import Denoiser
-from diffax.losses import Aux, Part
+from diffax.losses import Aux, Part, drawn, placed
 from diffax.sample import sample as integrate
 from diffax.schedules import Schedule, logsnr_from_sigma, sigma_from_logsnr
 from diffax.solvers.linear import Solver
@@ -58,20 +59,27 @@ def function(
 ) -> Denoiser:
     """f(x, sigma) from a network F = apply(params, x, c_noise, cond); it has the shape of a denoiser.
 
-    f(x, sigma_min) is x itself, whatever F says. sigma is a scalar or [batch], >= sigma_min. The result has the
-    dtype of x. Raises ValueError unless sigma_min and sigma_data are positive; and f for a sigma below sigma_min.
+    f(x, sigma_min) is x itself, whatever F says. sigma is a scalar or [batch], >= sigma_min, or per pixel with the axes
+    of x: c_noise is then of that shape. The result has the dtype of x. Raises ValueError unless apply can be called and
+    sigma_min and sigma_data are positive numbers; and f for an x or a sigma that is not so, or where F has another
+    shape than x.
     """
-    _check.positive("sigma_min", sigma_min)
-    _check.positive("sigma_data", sigma_data)
+    _check.callable_("apply", apply, "apply(params, x, c_noise, cond) -> F")
+    _one("sigma_min", sigma_min)
+    _one("sigma_data", sigma_data)
 
     def f(x: Array, sigma: ArrayLike) -> Array:
+        x = points("x", x)
+        dtype, wide = common(x), at_least_float32(x)
+        at = level(sigma, x).astype(dtype)
         if _check.concrete(sigma, sigma_min) and not (np.asarray(sigma) > (1 - _ROUNDING) * sigma_min).all():
-            raise ValueError(f"sigma = {sigma}: must be at least sigma_min = {sigma_min}")
-        sigma = jnp.broadcast_to(at_least_float32(sigma), x.shape[:1])
-        above, scale = sigma - sigma_min, 1 / jnp.hypot(sigma, sigma_data)
-        skip = per_sample(1 / (1 + (above / sigma_data) ** 2), x)
-        output = apply(params, per_sample(scale, x) * x, jnp.log(sigma) / 4, cond)
-        return (skip * x + per_sample(sigma_data * above * scale, x) * output).astype(x.dtype)
+            raise ValueError(f"sigma = {_check.shown(sigma)}: must be at least sigma_min = {sigma_min}")
+        at = jnp.broadcast_to(at, x.shape[:1]) if at.ndim < 2 else at
+        least, data = jnp.asarray(sigma_min, dtype), jnp.asarray(sigma_data, dtype)
+        above, scale = at - least, 1 / jnp.hypot(at, data)
+        skip = per_sample(1 / (1 + (above / data) ** 2), x)
+        output = _check.output("apply", apply(params, per_sample(scale, x) * wide, jnp.log(at) / 4, cond), wide)
+        return (skip * wide + per_sample(data * above * scale, x) * output.astype(wide.dtype)).astype(x.dtype)
 
     return f
 
@@ -88,20 +96,25 @@ def levels(count: ArrayLike, most: int, *, schedule: Schedule | None = None, poo
 
     Returns: [most] sigmas; from place count - 1 on all are the last one.
 
-    Raises: ValueError if most or pool is out of range, or the schedule's ends are not finite.
+    Raises: ValueError if count is no number, most (at most a million) or pool is out of range, or the schedule's ends
+      are not finite.
     """
-    _check.whole("most", most, 2)
+    _check.finite("count", count)
+    if np.shape(count):
+        raise ValueError(f"count has shape {np.shape(count)}: must be one number")
+    _check.whole("most", most, 2, 1_000_000)
     if pool is not None:
         _check.whole("pool", pool, most, 30_000)
     schedule = schedules.karras() if schedule is None else schedule
+    _check.instance("schedule", schedule, Schedule, "dx.schedules.karras()")
     ends = schedule.quantile(jnp.arange(2.0), 1 - jnp.arange(2.0))
     if _check.concrete(ends) and not np.isfinite(ends).all():
         raise ValueError(f"schedule: goes from logSNR {ends[0]} to {ends[1]}; must have finite ends, see truncate")
-    last = jnp.clip(jnp.asarray(count, jnp.int32), 2, most) - 1
-    place = jnp.minimum(jnp.arange(most), last)
+    last = jnp.clip(at_least_float32(count), 2, most).astype(jnp.int32) - 1
+    place = jnp.minimum(jnp.arange(most, dtype=jnp.int32), last)
     if pool is not None:
         place = (2 * place * (pool - 1) + last) // (2 * last)  # rounded half up, in whole numbers
-        last = jnp.asarray(pool - 1)
+        last = jnp.asarray(pool - 1, jnp.int32)
     return sigma_from_logsnr(schedule.quantile(place / last, (last - place) / last))
 
 
@@ -113,6 +126,7 @@ def training(
     cond: Any = None,
     *,
     sigmas: Array,
+    target_params: Any = None,
     schedule: Schedule | None = None,
     jitter: float = 0.0,
     sigma_data: float = 0.5,
@@ -130,6 +144,8 @@ def training(
       x0: clean data [batch, ...], float, of order one.
       cond: handed to apply as it is.
       sigmas: [levels], ascending, as `levels` makes them; those at the end that repeat the last one are not in use.
+      target_params: parameters of the second f, such as a moving average of params; params itself by
+        default. No gradient goes to them.
       schedule: where pairs are drawn, see above; edm(-1.1, 2.0) by default.
       jitter: a pair is moved by so many places times a normal number, rounded; one that would leave the grid stays.
       sigma_data: of the coefficients of f.
@@ -137,17 +153,19 @@ def training(
       draw: how the u of the batch are drawn, see `dx.draws`.
       part: which samples of a larger batch these are, as in `losses.denoising`.
 
-    Returns: the mean loss, a float32 scalar, and `losses.Aux` with the loss of each sample and the logSNR of the
-      noisier of its two levels.
+    Returns: the mean loss, a scalar of float32 (float64 for x0 of float64), and `losses.Aux` with the loss of each
+      sample and the logSNR of the noisier of its two levels.
 
-    Raises: ValueError unless huber is positive and jitter at least 0, both finite, and the sigmas, where they have
-      values, are as described, the first two different.
+    Raises: ValueError unless huber and sigma_data are positive and jitter at least 0, all finite, the sigmas, where
+      they have values, are as described, the first two different, and all else is of the kind described; and for an
+      apply or a draw that gives another shape.
     """
 
     def neighbour(x0: Array, n: Array, x: Array, high: Array, low: Array) -> Array:
         return x0 + per_sample(low, x0) * n
 
-    return _loss(neighbour, apply, params, key, x0, cond, sigmas, schedule, jitter, sigma_data, huber, draw, part)
+    options = (sigmas, target_params, schedule, jitter, sigma_data, huber, draw, part)
+    return _loss(neighbour, apply, params, key, x0, cond, *options)
 
 
 def distillation(
@@ -160,6 +178,7 @@ def distillation(
     teacher: Denoiser,
     solver: Solver | None = None,
     sigmas: Array,
+    target_params: Any = None,
     schedule: Schedule | None = None,
     jitter: float = 0.0,
     sigma_data: float = 0.5,
@@ -173,18 +192,21 @@ def distillation(
       teacher: a trained denoiser, teacher(x, sigma) -> x0 with sigma [batch], with what it is conditioned on and guided
         by; f learns where its ODE leads.
       solver: of that step, deterministic; Heun's by default, two evaluations of the teacher.
-      the others: as for `training`.
+      the others: as for `training`. Algorithm 2 has target_params, the moving average of params.
 
     Returns: as `training`. Raises ValueError for a stochastic solver, and as `training` does.
     """
+    _check.callable_("teacher", teacher, "teacher(x, sigma) -> x0")
     solver = solvers.heun() if solver is None else solver
+    _check.instance("solver", solver, Solver, "dx.solvers.heun()")
     if solver.stochastic:
         raise ValueError("solver draws noise: must be a deterministic one, such as dx.solvers.heun()")
 
     def neighbour(x0: Array, n: Array, x: Array, high: Array, low: Array) -> Array:
         return integrate(teacher, x, jnp.stack([high, low]), solver=solver, to_zero=False)
 
-    return _loss(neighbour, apply, params, key, x0, cond, sigmas, schedule, jitter, sigma_data, huber, draw, part)
+    options = (sigmas, target_params, schedule, jitter, sigma_data, huber, draw, part)
+    return _loss(neighbour, apply, params, key, x0, cond, *options)
 
 
 def sample(
@@ -207,28 +229,40 @@ def sample(
       key: for more than one level.
       index: [batch] int, the samples' numbers; 0, 1, ... by default. Sample i draws from fold_in(key, index[i]) alone.
 
-    Returns: samples of the shape of x. Raises ValueError for sigmas that are not so, or a key that is missing.
+    Returns: samples of the shape and the dtype of x. Raises ValueError for arguments that are not so, a key that is
+      missing, and an f that gives another shape.
     """
+    _check.callable_("f", f, "f(x, sigma) -> x0")
+    x = points("x", x)
+    _check.real("sigmas", sigmas, "be [n] numbers that descend")
+    _check.finite("sigma_min", sigma_min)
+    if np.shape(sigma_min):
+        raise ValueError(f"sigma_min has shape {np.shape(sigma_min)}: must be one number")
     levels = at_least_float32(sigmas)
-    if levels.ndim != 1 or not levels.size:
+    if levels.ndim != 1:
         raise ValueError(f"sigmas has shape {levels.shape}: must be [n] with n >= 1")
-    if _check.concrete(levels):
+    if _check.concrete(levels, sigma_min):
         values = np.asarray(levels)
         if not (np.isfinite(values).all() and (np.diff(values) < 0).all() and values[-1] > sigma_min):
             raise ValueError(f"sigmas = {values}: must descend, and be greater than sigma_min = {sigma_min}")
-    if levels.size == 1:
-        return f(x, levels[0])
-    if key is None:
+    numbers = _check.index(index, len(x))
+    if levels.size > 1 and key is None:
         raise ValueError(
             "key is missing: sampling at several levels draws noise, give it one such as jax.random.key(0)"
         )
-    numbers = jnp.arange(x.shape[0]) if index is None else index
+    key = None if key is None else noise.threefry(key)
+
+    def clean(x: Array, sigma: Array) -> Array:
+        return _check.output("f", f(x, sigma), x).astype(x.dtype)
+
+    if levels.size == 1:
+        return clean(x, levels[0])
     added = jnp.sqrt(levels**2 - sigma_min**2).at[0].set(0)  # x is noise already
 
     def again(x: Array, at: tuple[Array, Array, Array]) -> tuple[Array, None]:
         number, sigma, more = at
-        z = noise.normal(jax.random.fold_in(key, number), numbers, x.shape[1:], x.dtype)
-        return f(x + more.astype(x.dtype) * z, sigma), None
+        z = noise.normal(jax.random.fold_in(key, number), numbers, x.shape[1:], x.dtype)  # type: ignore[arg-type]
+        return clean(x + more.astype(x.dtype) * z, sigma), None
 
     return jax.lax.scan(again, x, (jnp.arange(levels.size), levels, added))[0]
 
@@ -244,6 +278,7 @@ def _loss(
     x0: Array,
     cond: Any,
     sigmas: Array,
+    target_params: Any,
     schedule: Schedule | None,
     jitter: float,
     sigma_data: float,
@@ -252,32 +287,39 @@ def _loss(
     part: Part | None,
 ) -> tuple[Array, Aux]:
     """neighbour: (x0, n, x, high, low) -> the point at level low that belongs to x at level high."""
-    _check.positive("huber", huber)
-    _check.finite("jitter", jitter)
-    _check.between("jitter", jitter, 0, np.inf)
-    if _check.concrete(sigmas):
-        values = np.asarray(sigmas)
-        if values.ndim != 1 or values.size < 2 or not (np.diff(values) >= 0).all() or values[0] == values[1]:
-            raise ValueError(f"sigmas = {values}: must be [levels], two or more, ascending, the first two different")
-        _check.positive("sigmas", values)
+    _check.callable_("apply", apply, "apply(params, x, c_noise, cond) -> F")
+    key, x0 = noise.threefry(key), _check.samples("x0", x0)
+    _one("huber", huber)
+    _one("sigma_data", sigma_data)
+    _check.between("jitter", jitter, 0, 1e6)
+    if np.shape(jitter):
+        raise ValueError(f"jitter has shape {np.shape(jitter)}: must be one number")
+    _ascending(sigmas)
     schedule = schedules.edm(-1.1, 2.0) if schedule is None else schedule
-    x0, sigmas = at_least_float32(x0), at_least_float32(sigmas)
+    _check.instance("schedule", schedule, Schedule, "dx.schedules.edm()")
+    structure: Any = jax.tree.structure
+    if target_params is None:
+        target_params = params
+    elif structure(target_params) != structure(params):
+        raise ValueError("target_params has another structure than params: must be parameters of the same network")
+    sigmas = at_least_float32(sigmas).astype(x0.dtype)
     batch = x0.shape[0]
-    index, whole = Part(jnp.arange(batch), batch) if part is None else part
+    index, whole = placed(part, batch)
     level_key, jitter_key, noise_key = jax.random.split(key, 3)
 
-    u = draw(level_key, whole)[index]
+    u = drawn(draw, level_key, whole)[index]
     places = _places(schedule, u, sigmas)
-    if jitter:
-        last = jnp.count_nonzero(jnp.diff(sigmas) > 0) - 1
+    if not _check.concrete(jitter) or jitter:
         moved = places + jnp.round(jitter * noise.normal(jitter_key, index, ())).astype(places.dtype)
-        places = jnp.where((moved >= 0) & (moved <= last), moved, places)
+        places = jnp.where((moved >= 0) & (moved <= _last(sigmas)), moved, places)
     low, high = sigmas[places], sigmas[places + 1]
 
     n = noise.normal(noise_key, index, x0.shape[1:], x0.dtype)
     x = x0 + per_sample(high, x0) * n
-    f = function(apply, params, cond, sigma_min=sigmas[0], sigma_data=sigma_data)
-    target = jax.lax.stop_gradient(f(neighbour(x0, n, x, high, low), low))
+    f, target_f = (
+        function(apply, p, cond, sigma_min=sigmas[0], sigma_data=sigma_data) for p in (params, target_params)
+    )
+    target = jax.lax.stop_gradient(target_f(neighbour(x0, n, x, high, low), low))
     squared = jnp.sum((f(x, high) - target).reshape(batch, -1) ** 2, -1)
     c = huber * (x0.size / batch) ** 0.5
     loss = squared / (jnp.sqrt(squared + c**2) + c) / (high - low)  # not by a difference: that cancels
@@ -287,6 +329,29 @@ def _loss(
 def _places(schedule: Schedule, u: Array, sigmas: Array) -> Array:
     """Of each u the place of the lower of the two neighbouring sigmas between which the schedule has its level."""
     ends = logsnr_from_sigma(sigmas[-1]) - _ROUNDING, logsnr_from_sigma(sigmas[0]) + _ROUNDING
-    level = sigma_from_logsnr(schedules.truncate(schedule, *ends)(u))
-    last = jnp.count_nonzero(jnp.diff(sigmas) > 0) - 1
-    return jnp.clip(jnp.searchsorted(sigmas, level, side="right") - 1, 0, last)
+    level = sigma_from_logsnr(schedules.truncate(schedule, *ends)(u)).astype(sigmas.dtype)
+    place = jnp.searchsorted(sigmas, level, side="right").astype(jnp.int32) - 1
+    return jnp.clip(place, 0, _last(sigmas))
+
+
+def _last(sigmas: Array) -> Array:
+    """The place of the lower of the last two neighbours in use."""
+    return jnp.count_nonzero(jnp.diff(sigmas) > 0).astype(jnp.int32) - 1
+
+
+def _ascending(sigmas: Any) -> None:
+    """Raise ValueError unless the sigmas are a grid as `levels` makes them, where they have values."""
+    values = _check.real("sigmas", sigmas, "be [levels] positive numbers")
+    if np.ndim(sigmas) != 1 or np.size(sigmas) < 2:
+        raise ValueError(f"sigmas has shape {np.shape(sigmas)}: must be [levels], two or more")
+    if values is not None:
+        if not (np.diff(values) >= 0).all() or values[0] == values[1]:
+            raise ValueError(f"sigmas = {values}: must be [levels], two or more, ascending, the first two different")
+        _check.positive("sigmas", values)
+
+
+def _one(name: str, value: Any) -> None:
+    """Raise ValueError unless `value` is one positive number."""
+    _check.positive(name, value)
+    if np.shape(value):
+        raise ValueError(f"{name} has shape {np.shape(value)}: must be one number")

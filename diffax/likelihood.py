@@ -39,13 +39,17 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from diffax import _check, noise
-from diffax._array import Scalar, at_least_float32, per_sample
+from diffax._array import Scalar, per_sample
 from diffax.denoiser import Denoiser
 from diffax.draws import low_discrepancy
 from diffax.schedules import Schedule, sigma_from_logsnr
-from diffax.solvers.adaptive import advance, root_mean_square, setting_out
+from diffax.solvers.adaptive import MOST_STEPS, advance, root_mean_square, setting_out
+from diffax.solvers.linear import magnitude
 
 __all__ = ["Elbo", "Ode", "elbo_bits_per_dim", "ode_bits_per_dim"]
+
+_MOST = 100_000
+"""Of draws and steps, which are held in memory."""
 
 
 class Elbo(NamedTuple):
@@ -88,79 +92,87 @@ def elbo_bits_per_dim(
 
     Three reconstructions:
       levels=None: x0 is continuous, p(x0 | x) = N(x, sigma_min^2); the bound is of a density and may be negative.
-      levels=L: x0 holds L levels, as `data.to_unit` maps them to [-1, 1]; p(x0 | x) is the categorical over levels of
-        each number with logits -(x - level)^2 / (2 sigma_min^2) (VDM). A bound on the probability of x0. It wants
-        sigma_min of about a sixth of the spacing 2 / (L - 1): lower noise is no harder to clean, only to average.
+      levels=L: x0 holds L levels (2 to 65536), as `data.to_unit` maps them to [-1, 1]; p(x0 | x) is the categorical
+        over levels of each number with logits -(x - level)^2 / (2 sigma_min^2) (VDM). A bound on the probability of x0.
+        It wants sigma_min of about a sixth of the spacing 2 / (L - 1): lower noise is no harder to clean, only to
+        average.
       levels=L, dequantise=True: uniform noise of one spacing is added to x0, and log2 of the spacing taken off the
         density's bound. A bound on the same probability, for models that were trained so.
 
     Args:
-      denoise: denoise(x, sigma) -> x0 with sigma [batch].
-      x0: clean data [batch, ...].
+      denoise: denoise(x, sigma) -> x0 of the shape of x, with sigma [batch].
+      x0: clean data [batch, ...], floating-point and finite. The results have its dtype, float32 at least.
       key: a JAX key; sample i draws from fold_in(key, index[i]).
       schedule: its ends are logsnr_min and logsnr_max of the bound, both finite; see `schedules.truncate`.
-      steps: T, the bound of an ancestral sampler with T steps on schedule(i / T); None for continuous time.
-      draws: noise levels per sample, evenly spread over the schedule from a random start, one evaluation each. A
-        multiple of `steps` visits every step equally often.
+      steps: T, the bound of an ancestral sampler with T steps on schedule(i / T), up to 100,000; None for continuous
+        time.
+      draws: noise levels per sample, up to 100,000, evenly spread over the schedule from a random start, one evaluation
+        each. A multiple of `steps` visits every step equally often.
       sigma_data: c, the standard deviation of the prior's data and of the control variate. The nearer to that of the
         data, the tighter the prior and the less the noise.
       index: [batch] int, the samples' numbers in their data set; 0, 1, ... by default.
 
     Raises: ValueError for arguments that are not as described.
     """
+    _check.callable_("denoise", denoise, "denoise(x, sigma) -> x0")
+    _check.instance("schedule", schedule, Schedule, "dx.schedules.edm()")
+    key = noise.threefry(key)
     x0, dim = _samples(x0, levels)
-    _check.positive("sigma_data", sigma_data)
-    _check.whole("draws", draws)
-    _check.whole("steps", 1 if steps is None else steps)
+    sigma_data = magnitude("sigma_data", sigma_data)
+    _check.whole("draws", draws, most=_MOST)
+    _check.whole("steps", 1 if steps is None else steps, most=_MOST)
+    _check.one_of("dequantise", dequantise, (True, False))
     if dequantise and levels is None:
         raise ValueError("dequantise = True: must come with levels, which give the width of the noise")
-    logsnr_max, logsnr_min = _ends(schedule)
-    index = jnp.arange(x0.shape[0]) if index is None else jnp.asarray(index)
+    logsnr_max, logsnr_min = (end.astype(x0.dtype) for end in _ends(schedule))
+    index = _check.index(index, x0.shape[0])
     draw_key, noise_key, cell_key = jax.random.split(key, 3)
 
     sigma_min, spacing = sigma_from_logsnr(logsnr_max), 0.0 if levels is None else 2 / (levels - 1)
     if dequantise:
         x0 = _dequantised(cell_key, index, x0, spacing)
     c2 = jnp.asarray(sigma_data, x0.dtype) ** 2
-    norm2 = _sum(x0**2)
+    log_c2, norm2 = jnp.log(c2), _sum(x0**2)
 
     # prior, with 1 / (sigma_max^2 + c^2) and c^2 / (sigma_max^2 + c^2) written so that no digits cancel
-    shrink_max = jax.nn.sigmoid(logsnr_min + jnp.log(c2))
+    shrink_max = jax.nn.sigmoid(logsnr_min + log_c2)
     prior = (shrink_max * (norm2 / c2 - dim) + dim * jnp.log1p(c2 * jnp.exp(logsnr_min))) / 2
 
     # diffusion of the Gaussian reference: a2 and b2 are the integrals (sums) of a^2 and a (1 - a)
     if steps is None:
-        upper, lower = logsnr_max + jnp.log(c2), logsnr_min + jnp.log(c2)
+        upper, lower = logsnr_max + log_c2, logsnr_min + log_c2
         b2 = jax.nn.sigmoid(upper) - jax.nn.sigmoid(lower)
         a2 = jax.nn.softplus(upper) - jax.nn.softplus(lower) - b2
     else:
         i = jnp.arange(steps + 1)
         grid = schedule.quantile(i / steps, (steps - i) / steps)
-        jumps, a = jnp.expm1(grid[:-1] - grid[1:]), jax.nn.sigmoid(grid[1:] + jnp.log(c2))
-        a2, b2 = jnp.sum(jumps * a**2), jnp.sum(jumps * a * jax.nn.sigmoid(-grid[1:] - jnp.log(c2)))
+        jumps, grid = jnp.expm1(grid[:-1] - grid[1:]).astype(x0.dtype), grid.astype(x0.dtype)
+        a = jax.nn.sigmoid(grid[1:] + log_c2)
+        a2, b2 = jnp.sum(jumps * a**2), jnp.sum(jumps * a * jax.nn.sigmoid(-grid[1:] - log_c2))
     reference = (dim * a2 + norm2 * b2 / c2) / 2
 
-    def draw(total: tuple[Array, Array], at: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
+    def draw(at: tuple[Array, Array]) -> tuple[Array, Array]:
+        """Of each sample at one level: what the diffusion exceeds its reference by, and the reconstruction."""
         u, number = at
         if steps is None:
             logsnr = schedule(u)
-            weight = 1 / schedule.density(logsnr)
+            logsnr, weight = logsnr.astype(x0.dtype), (1 / schedule.density(logsnr)).astype(x0.dtype)
         else:
             i = jnp.clip(jnp.ceil(u * steps).astype(int), 1, steps)
             logsnr, weight = grid[i], steps * jumps[i - 1]
         sigma = sigma_from_logsnr(logsnr)
         n = noise.normal(jax.random.fold_in(noise_key, number), index, x0.shape[1:], x0.dtype)
         x = x0 + per_sample(sigma, x0) * n
-        estimate = at_least_float32(denoise(x, sigma))
-        gaussian = per_sample(jax.nn.sigmoid(logsnr + jnp.log(c2)), x0) * x
+        estimate = _check.output("denoise", denoise(x, sigma), x).astype(x.dtype)
+        gaussian = per_sample(jax.nn.sigmoid(logsnr + log_c2), x0) * x
         # ||e||^2 - ||e_R||^2 as a product, of which the first factor is small where noise is low
         scale = per_sample(1 / sigma, x0)
         excess = _sum(((gaussian - estimate) * scale) * ((2 * x0 - estimate - gaussian) * scale))
-        nats = 0.0 if levels is None or dequantise else _categorical(x0, n, sigma_min, levels)
-        return (total[0] + weight * excess / 2, total[1] + nats), None
+        nats = jnp.zeros_like(excess) if levels is None or dequantise else _categorical(x0, n, sigma_min, levels)
+        return weight * excess / 2, nats
 
     u = jax.vmap(low_discrepancy, (0, None), 1)(noise.sample_keys(draw_key, index), draws)
-    (excess, nats), _ = jax.lax.scan(draw, (jnp.zeros_like(norm2), jnp.zeros_like(norm2)), (u, jnp.arange(draws)))
+    excess, nats = (total.sum(0) for total in jax.lax.map(draw, (u, jnp.arange(draws))))
     diffusion = reference + excess / draws
 
     reconstruction = nats / draws
@@ -198,14 +210,17 @@ def ode_bits_per_dim(
     passes the adaptive loop. A denoiser that computes in bfloat16 wants a larger rtol and atol.
 
     Args:
-      denoise: denoise(x, sigma) -> x0 with sigma [batch]; differentiable, and without interaction between samples.
-      x0: data [batch, ...].
+      denoise: denoise(x, sigma) -> x0 of the shape of x, with sigma [batch]; differentiable, and without interaction
+        between samples.
+      x0: data [batch, ...], floating-point and finite. The results have its dtype, float32 at least.
       key: a JAX key, for probes and levels; sample i draws from fold_in(key, index[i]).
-      sigma_min, sigma_max: the range of noise, 0 < sigma_min < sigma_max.
-      probes: None for the exact divergence, d products with the Jacobian per evaluation; k for Hutchinson's unbiased
-        estimate of it by k Rademacher probes, held fixed along the path (FFJORD, arXiv:1810.01367).
-      levels: None for a density. L for data on the L levels of `data.to_unit`: uniform noise of one spacing is added
-        to x0 and log2 of the spacing taken off, which bounds the bits of the discrete x0 in expectation.
+      sigma_min, sigma_max: the range of noise, 1e-15 <= sigma_min < sigma_max <= 1e15.
+      probes: None for the exact divergence, d products with the Jacobian per evaluation; k (1 to 10,000) for
+        Hutchinson's unbiased estimate of it by k Rademacher probes, held fixed along the path (FFJORD,
+        arXiv:1810.01367).
+      levels: None for a density. L (2 to 65536) for data on the L levels of `data.to_unit`: uniform noise of one
+        spacing is added to x0 and log2 of the spacing taken off, which bounds the bits of the discrete x0 in
+        expectation.
       sigma_data: c of the base N(0, sigma_max^2 + c^2) and of the coordinates of the solver.
       rtol, atol: tolerance of a step, on x / sqrt(sigma^2 + c^2) and on the log-density in nats/dim.
       max_steps: how many steps are tried; samples unfinished by then, or whose steps vanish, come out as NaN.
@@ -213,28 +228,30 @@ def ode_bits_per_dim(
 
     Raises: ValueError for arguments that are not as described.
     """
+    _check.callable_("denoise", denoise, "denoise(x, sigma) -> x0")
     x0, dim = _samples(x0, levels)
-    for name, value in (("sigma_min", sigma_min), ("sigma_data", sigma_data), ("rtol", rtol), ("atol", atol)):
-        _check.positive(name, value)
-    _check.finite("sigma_max", sigma_max)
+    sigma_min, sigma_max = magnitude("sigma_min", sigma_min), magnitude("sigma_max", sigma_max)
     _check.less("sigma_min", sigma_min, "sigma_max", sigma_max)
-    _check.whole("max_steps", max_steps)
-    _check.whole("probes", 1 if probes is None else probes)
+    sigma_data = magnitude("sigma_data", sigma_data)
+    rtol, atol = magnitude("rtol", rtol), magnitude("atol", atol)
+    _check.whole("max_steps", max_steps, most=MOST_STEPS)
+    _check.whole("probes", 1 if probes is None else probes, most=10_000)
     if key is None:
         if probes is not None or levels is not None:
             raise ValueError("key = None: must be a JAX key where probes or levels are given")
         key = jax.random.key(0)  # not used
-    index = jnp.arange(x0.shape[0]) if index is None else jnp.asarray(index)
+    key = noise.threefry(key)
+    index = _check.index(index, x0.shape[0])
     cell_key, probe_key = jax.random.split(key)
 
     cell = 0.0
     if levels is not None:
         x0, cell = _dequantised(cell_key, index, x0, 2 / (levels - 1)), math.log2((levels - 1) / 2)
     if probes is None:
-        vectors = jnp.eye(dim, dtype=x0.dtype).reshape(dim, 1, *x0.shape[1:])
+        directions = jnp.arange(dim)  # of the axes
     else:
         keys = noise.sample_keys(probe_key, index)
-        vectors = jax.vmap(lambda k: jax.random.rademacher(k, (probes, *x0.shape[1:]), x0.dtype), 0, 1)(keys)
+        directions = jax.vmap(lambda k: jax.random.rademacher(k, (probes, *x0.shape[1:]), x0.dtype), 0, 1)(keys)
 
     c2 = jnp.asarray(sigma_data, x0.dtype) ** 2
     start, end = jnp.log(jnp.asarray(sigma_min, x0.dtype)), jnp.log(jnp.asarray(sigma_max, x0.dtype))
@@ -246,11 +263,19 @@ def ode_bits_per_dim(
         r = per_sample(jnp.sqrt(c2 + sigma**2), y)
 
         def velocity(y: Array) -> Array:
-            return c2 / r**2 * y - at_least_float32(denoise(r * y, sigma)) / r
+            x = r * y
+            return c2 / r**2 * y - _check.output("denoise", denoise(x, sigma), x).astype(x.dtype) / r
 
         value, push = jax.linearize(velocity, y)
-        trace = jax.lax.map(lambda v: _sum(v * push(jnp.broadcast_to(v, y.shape))), vectors).sum(0)
-        trace = trace / (dim if probes is None else dim * probes)
+
+        def along(direction: Array) -> Array:
+            """Of each sample, v J v."""
+            v = direction
+            if probes is None:
+                v = jnp.zeros_like(y).reshape(len(y), dim).at[:, direction].set(1).reshape(y.shape)
+            return _sum(v * push(v))
+
+        trace = jax.lax.map(along, directions).sum(0) / (dim if probes is None else dim * probes)
         return jnp.append(value.reshape(len(s), -1), trace[:, None], axis=1)
 
     def norm(error: Array) -> Array:
@@ -272,12 +297,11 @@ def ode_bits_per_dim(
 
 def _samples(x0: ArrayLike, levels: int | None) -> tuple[Array, int]:
     """x0 in float32 or better, and the numbers per sample. With levels, x0 must lie on them."""
-    x0 = at_least_float32(x0)
-    if x0.ndim == 0 or x0.size == 0:
-        raise ValueError(f"x0 has shape {x0.shape}: must be [batch, ...], not empty")
+    x0 = _check.samples("x0", x0)
+    if _check.concrete(x0):
+        _check.finite("x0", x0)
     if levels is not None:
-        if not isinstance(levels, int | np.integer) or levels < 2:
-            raise ValueError(f"levels = {levels!r}: must be an integer >= 2, or None for continuous data")
+        _check.whole("levels", levels, 2, 2**16)
         if _check.concrete(x0):
             pixel = (np.asarray(x0) + 1) * ((levels - 1) / 2)
             whole = np.round(pixel)
@@ -321,5 +345,5 @@ def _categorical(x0: Array, n: Array, sigma: Array, levels: int) -> Array:
     so the sum of exponentials cannot overflow.
     """
     true = jnp.round((x0 + 1) * ((levels - 1) / 2))[..., None]
-    d = (true - jnp.arange(levels)) * (2 / (levels - 1)) / sigma
+    d = (true - jnp.arange(levels, dtype=x0.dtype)) * (2 / (levels - 1)) / sigma
     return _sum(jnp.log(jnp.exp(-n[..., None] * d - d**2 / 2).sum(-1)))

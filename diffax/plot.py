@@ -1,11 +1,14 @@
 """Pictures of schedules, densities, grids, recipes and noised images. Needs matplotlib: pip install 'diffax[plot]'.
 
-Each function draws on the Axes it is given, or on a new one, and returns it. It takes one object or a dict of named
-ones, as in `logsnr(cosine())` and `logsnr({"cosine": cosine(), "flow": flow()})`. A schedule that is infinite at an
-end is shown for u in [0.001, 0.999], and of heavy tails only the part near the middle.
+Each function draws on the Axes it is given, or on a new one, and returns it. It takes one object, or several as a dict
+or as a list with `labels`: `logsnr(cosine())`, `logsnr({"cosine": cosine(), "flow": flow()})`, `logsnr([cosine(),
+flow()], labels=["cosine", "flow"])`. `legend=False` leaves the legend out. A schedule that is infinite at an end is
+shown for u in [0.001, 0.999], and of heavy tails only the part near the middle.
+
+All raise ValueError for what is not as described, and ImportError without matplotlib.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -14,7 +17,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from diffax import noise, weightings
+from diffax import _check, noise, weightings
 from diffax.schedules import Schedule, truncate
 from diffax.schedules import sigmas as sigmas_of
 from diffax.weightings import Weighting
@@ -23,6 +26,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Several = Any
+"""One object, a dict of named ones, or a list of them with labels."""
+Labels = str | Sequence[str] | None
+
 __all__ = ["density", "effective", "grid", "logsnr", "noised", "overview"]
 
 _END = 1e-3  # how near to an infinite end, in u
@@ -30,23 +37,24 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _LINES = ("-", "--", "-.", ":")  # so that curves that coincide are both seen
 
 
-def logsnr(schedules: Schedule | Mapping[str, Schedule], ax: "Axes | None" = None) -> "Axes":
+def logsnr(schedules: Several, ax: "Axes | None" = None, *, labels: Labels = None, legend: bool = True) -> "Axes":
     """logSNR over u."""
+    named = _schedules(schedules, labels)
     ax = _axes(ax)
-    curves = {name: _curve(schedule) for name, schedule in _named(schedules).items()}
+    curves = {name: _curve(schedule) for name, schedule in named.items()}
     for (name, curve), style in zip(curves.items(), _styles(), strict=False):
         ax.plot(curve.u, curve.logsnr, label=name, **style)
     low, high = _hull(curves.values())
     margin = 0.04 * (high - low)
     ax.set(xlim=(0, 1), ylim=(low - margin, high + margin))
     ax.set(xlabel="u  (0 clean, 1 noise)", ylabel=r"logSNR  $= 2\,\log(\alpha/\sigma_t)$")
-    return _finish(ax, curves)
+    return _finish(ax, curves, legend)
 
 
-def density(schedules: Schedule | Mapping[str, Schedule], ax: "Axes | None" = None) -> "Axes":
+def density(schedules: Several, ax: "Axes | None" = None, *, labels: Labels = None, legend: bool = True) -> "Axes":
     """The density p(logSNR): where training looks when u is uniform."""
+    named = _schedules(schedules, labels)
     ax = _axes(ax)
-    named = _named(schedules)
     curves = [_curve(schedule) for schedule in named.values()]
     low, high = _hull(curves)
     top = 0.0
@@ -59,18 +67,15 @@ def density(schedules: Schedule | Mapping[str, Schedule], ax: "Axes | None" = No
         top = max(top, min(np.nanmax(p), 5 * 0.5 / (curve.at(0.25) - curve.at(0.75))))
     ax.set(xlim=(low, high), ylim=(0, 1.06 * top))
     ax.set(xlabel="logSNR  (noise left, clean right)", ylabel="density p, per unit of logSNR")
-    return _finish(ax, named)
+    return _finish(ax, named, legend)
 
 
-def grid(sigmas: ArrayLike | Mapping[str, ArrayLike], ax: "Axes | None" = None) -> "Axes":
+def grid(sigmas: Several, ax: "Axes | None" = None, *, labels: Labels = None, legend: bool = True) -> "Axes":
     """Sampling grids: sigma on a log scale over the step. A last sigma of 0 has no place there and is not drawn."""
+    named = {name: _levels(values) for name, values in _named(sigmas, labels).items()}
     ax = _axes(ax)
-    named = _named(sigmas)
     steps, zero = 1, False
-    for (name, values), style in zip(named.items(), _styles(), strict=False):
-        levels = np.asarray(values, np.float64)
-        if levels.ndim != 1 or levels.size < 2:
-            raise ValueError(f"sigmas has shape {levels.shape}: must be [n + 1] with n >= 1")
+    for (name, levels), style in zip(named.items(), _styles(), strict=False):
         drawn = levels > 0
         steps, zero = max(steps, levels.size - 1), zero or not drawn.all()
         marks: dict[str, Any] = {"marker": "o", "markersize": 4 if levels.size < 41 else 2}
@@ -80,22 +85,25 @@ def grid(sigmas: ArrayLike | Mapping[str, ArrayLike], ax: "Axes | None" = None) 
     ax.locator_params(axis="x", integer=True)
     ax.set(xlabel="step" + (r"  (the last one, to $\sigma = 0$, is not drawn)" if zero else ""))
     ax.set(ylabel=r"noise level $\sigma = \sigma_t/\alpha$")
-    return _finish(ax, named)
+    return _finish(ax, named, legend)
 
 
 def effective(
-    recipes: tuple[Schedule, Weighting] | Mapping[str, tuple[Schedule, Weighting]],
+    recipes: Several,
     ax: "Axes | None" = None,
     *,
     at: float = 0.0,
+    labels: Labels = None,
+    legend: bool = True,
 ) -> "Axes":
     """What recipes (schedule, weighting) ask for: `weightings.effective` on a log scale, each divided by its value at
     logSNR `at`, so that recipes that ask for the same coincide.
 
     Raises ValueError where a recipe gives no weight to logSNR `at`.
     """
+    _check.finite("at", at)
+    named = {name: _recipe(recipe) for name, recipe in _named(recipes, labels).items()}
     ax = _axes(ax)
-    named = _named(recipes)
     low, high = _hull([_curve(schedule) for schedule, _ in named.values()])
     lam = np.linspace(low, high, 501)
     tallest = 1.0
@@ -110,7 +118,7 @@ def effective(
     ax.set_yscale("log")
     ax.set(xlim=(low, high), ylim=(1e-4, 3 * min(tallest, 1e4)))
     ax.set(xlabel="logSNR  (noise left, clean right)", ylabel=f"weight of the eps error\n(1 at logSNR = {at:g})")
-    return _finish(ax, named)
+    return _finish(ax, named, legend)
 
 
 def noised(
@@ -135,12 +143,19 @@ def noised(
 
     Raises: ValueError for an x0 of another shape.
     """
+    _check.instance("schedule", schedule, Schedule, "dx.schedules.cosine()")
+    _check.whole("n", n)
+    _check.finite("x0", x0)
+    if key is not None:
+        _check.key("key", key)
     images = jnp.asarray(x0, jnp.float32)
     images = images[..., None] if images.ndim == 2 else images
     images = images[None] if images.ndim == 3 else images
     if images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise ValueError(f"x0 has shape {jnp.shape(x0)}: must be an image, with 1 or 3 channels last")
-    levels = np.linspace(0, 1, n) if u is None else np.atleast_1d(np.asarray(u, np.float64))
+    if u is not None:
+        _check.between("u", u, 0, 1)
+    levels = np.linspace(0, 1, n) if u is None else np.ravel(np.asarray(u, np.float64))
     lam = schedule(levels)
     rows, height, width, channels = images.shape
     eps = noise.normal(jax.random.key(0) if key is None else key, jnp.arange(rows), images.shape[1:])
@@ -172,9 +187,10 @@ def noised(
     return ax
 
 
-def overview(schedules: Schedule | Mapping[str, Schedule], n: int = 20) -> "Figure":
+def overview(schedules: Several, n: int = 20, *, labels: Labels = None, legend: bool = True) -> "Figure":
     """A figure of three panels: `logsnr`, `density`, and the `grid` of n steps (of the part shown, if infinite)."""
-    named = _named(schedules)
+    _check.whole("n", n)
+    named = _schedules(schedules, labels)
     figure, axes = _pyplot().subplots(1, 3, figsize=(13, 4), layout="constrained")
     logsnr(named, axes[0]).set_title("schedule")
     density(named, axes[1]).set_title("training: where it looks")
@@ -182,7 +198,7 @@ def overview(schedules: Schedule | Mapping[str, Schedule], n: int = 20) -> "Figu
     for ax in axes:
         if ax.get_legend() is not None:
             ax.get_legend().remove()
-    if any(named):
+    if legend and any(named):
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
     return figure
 
@@ -196,12 +212,45 @@ def _pyplot() -> Any:
 
 
 def _axes(ax: "Axes | None", size: tuple[float, float] = (6.4, 4.0)) -> "Axes":
+    if ax is not None and not hasattr(ax, "plot"):
+        raise ValueError(f"ax = {_check.shown(ax)}: must be an Axes of matplotlib, or None for a new one")
     return _pyplot().subplots(figsize=size, layout="constrained")[1] if ax is None else ax
 
 
-def _named(given: Any) -> dict[str, Any]:
+def _named(given: Any, labels: Labels) -> dict[str, Any]:
     """A single object is one without a name."""
-    return dict(given) if isinstance(given, Mapping) else {"": given}
+    if labels is None:
+        return dict(given) if isinstance(given, Mapping) else {"": given}
+    if isinstance(labels, str):
+        return {labels: given}
+    values = list(given.values() if isinstance(given, Mapping) else given) if hasattr(given, "__iter__") else [given]
+    names: list[Any] = list(labels) if hasattr(labels, "__iter__") else [labels]
+    if len(names) != len(values) or len(set(names)) < len(names) or not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            f"labels = {_check.shown(labels)}: must be {len(values)} different strings, one for each object"
+        )
+    return dict(zip(names, values, strict=True))
+
+
+def _schedules(given: Any, labels: Labels) -> dict[str, Schedule]:
+    example = "dx.schedules.cosine()"
+    return {name: _check.instance("schedules", s, Schedule, example) for name, s in _named(given, labels).items()}
+
+
+def _levels(sigmas: Any) -> np.ndarray:
+    _check.between("sigmas", sigmas, 0, np.inf)
+    levels = np.asarray(sigmas, np.float64)
+    if levels.ndim != 1 or levels.size < 2:
+        raise ValueError(f"sigmas has shape {levels.shape}: must be [n + 1] with n >= 1")
+    return levels
+
+
+def _recipe(given: Any) -> tuple[Schedule, Weighting]:
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        raise ValueError(f"recipe = {_check.shown(given)}: must be (schedule, weighting)")
+    schedule, weighting = given
+    _check.instance("schedule", schedule, Schedule, "dx.schedules.cosine()")
+    return schedule, _check.instance("weighting", weighting, Weighting, "dx.weightings.edm()")
 
 
 def _styles() -> Iterator[dict[str, Any]]:
@@ -209,11 +258,11 @@ def _styles() -> Iterator[dict[str, Any]]:
         yield {"color": _COLOURS[i % len(_COLOURS)], "linestyle": _LINES[i % len(_LINES)], "linewidth": 1.8}
 
 
-def _finish(ax: "Axes", named: Mapping[str, Any]) -> "Axes":
+def _finish(ax: "Axes", named: Mapping[str, Any], legend: bool) -> "Axes":
     ax.grid(True, color="0.9", linewidth=0.8)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
-    if any(named):
+    if legend and any(named):
         beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if len(named) > 6 else {"loc": "best"}
         ax.legend(framealpha=0.85, edgecolor="none", fontsize="small", **beside)
     return ax

@@ -4,9 +4,10 @@
 
 Every prediction target of the field is F = a x_0 + b n with two numbers a, b that depend on the noise level alone.
 That D returns x_0 whenever F is right fixes the rest, c_out = sigma / (a sigma - b) and c_skip = -b / (a sigma - b), so
-no target needs a converter of its own. With alpha^2 = sigmoid(logsnr) and sigma_t^2 = sigmoid(-logsnr) (variance
-preserving, x_t = alpha x), sigma = sigma_t / alpha, t = sigma / (1 + sigma), sd the standard deviation of the data, and
-s = sqrt(sigma^2 + sd^2):
+no target needs a converter of its own. Both are computed with numerator and denominator multiplied by alpha,
+sigma_t / (a sigma_t - b alpha) and -b alpha / (a sigma_t - b alpha), which hold at both infinities of logSNR too. With
+alpha^2 = sigmoid(logsnr) and sigma_t^2 = sigmoid(-logsnr) (variance preserving, x_t = alpha x),
+sigma = sigma_t / alpha, t = sigma / (1 + sigma), sd the standard deviation of the data, and s = sqrt(sigma^2 + sd^2):
 
 | target | a | b | c_in | c_skip | c_out |
 |---|---|---|---|---|---|
@@ -31,7 +32,7 @@ from jax.nn import sigmoid
 from jax.typing import ArrayLike
 
 from diffax import _check
-from diffax._array import Scalar, at_least_float32, per_sample
+from diffax._array import Scalar, aligned, alpha, at_least_float32, common, known, points
 from diffax.schedules import sigma_from_logsnr
 
 __all__ = ["Coefficients", "Preconditioning", "edm", "eps", "flow", "score", "unscaled_input", "v", "x0"]
@@ -65,30 +66,37 @@ class Preconditioning:
     c_noise: Callable[[Array], Array] = _quarter_log_sigma
 
     def __call__(self, logsnr: ArrayLike) -> Coefficients:
-        logsnr = at_least_float32(logsnr)
-        sigma = sigma_from_logsnr(logsnr)
-        a, b = self.predicts(logsnr)
-        return Coefficients(self.c_in(logsnr), -b / (a * sigma - b), sigma / (a * sigma - b), self.c_noise(logsnr))
+        """The coefficients at logsnr. Raises ValueError unless it holds numbers; both infinities are allowed."""
+        logsnr = known(logsnr)
+        c_skip, c_out = _skip_and_out(*self.predicts(logsnr), logsnr)
+        return Coefficients(self.c_in(logsnr), c_skip, c_out, self.c_noise(logsnr))
 
     def target(self, x0: Array, n: Array, logsnr: ArrayLike) -> Array:
-        """a x_0 + b n: what F should output. x0 and n [batch, ...], logsnr [batch]."""
-        a, b = self.predicts(at_least_float32(logsnr))
-        return per_sample(a, x0) * x0 + per_sample(b, x0) * n
+        """a x_0 + b n: what F should output. x0 and n [batch, ...], logsnr a number, [batch], or per pixel.
+
+        Raises ValueError for other shapes.
+        """
+        x0, n = points("x0", x0), points("n", n)
+        if x0.shape != n.shape:
+            raise ValueError(f"n has shape {n.shape} for x0 of shape {x0.shape}: must be the same")
+        dtype = common(x0, n)
+        a, b = self.predicts(aligned("logsnr", known(logsnr), x0).astype(dtype))
+        return a * at_least_float32(x0) + b * at_least_float32(n)
 
 
 def eps() -> Preconditioning:
     """F predicts the noise (DDPM, Ho et al. 2020). c_out = -sigma amplifies F's error without bound at high noise."""
-    return Preconditioning(lambda lam: (jnp.zeros_like(lam), jnp.ones_like(lam)), _alpha)
+    return Preconditioning(lambda lam: (jnp.zeros_like(lam), jnp.ones_like(lam)), alpha)
 
 
 def x0() -> Preconditioning:
     """F predicts the clean image."""
-    return Preconditioning(lambda lam: (jnp.ones_like(lam), jnp.zeros_like(lam)), _alpha)
+    return Preconditioning(lambda lam: (jnp.ones_like(lam), jnp.zeros_like(lam)), alpha)
 
 
 def v() -> Preconditioning:
     """F predicts v = alpha n - sigma_t x_0 (Salimans & Ho 2022, arXiv:2202.00512)."""
-    return Preconditioning(lambda lam: (-jnp.sqrt(sigmoid(-lam)), _alpha(lam)), _alpha)
+    return Preconditioning(lambda lam: (-alpha(-lam), alpha(lam)), alpha)
 
 
 def score() -> Preconditioning:
@@ -114,8 +122,8 @@ def edm(sigma_data: Scalar = 0.5) -> Preconditioning:
 
     def shares(lam: Array) -> tuple[Array, Array]:
         """Square roots of the shares that data and noise have in the variance sigma^2 + sigma_data^2 of x."""
-        relative = lam + 2 * jnp.log(sigma_data)
-        return jnp.sqrt(sigmoid(relative)), jnp.sqrt(sigmoid(-relative))
+        relative = lam + 2 * jnp.log(jnp.asarray(sigma_data, lam.dtype))
+        return alpha(relative), alpha(-relative)
 
     def predicts(lam: Array) -> tuple[Array, Array]:
         data, noise = shares(lam)
@@ -127,8 +135,23 @@ def edm(sigma_data: Scalar = 0.5) -> Preconditioning:
 def unscaled_input(preconditioning: Preconditioning) -> Preconditioning:
     """The same target for a network that sees x itself, c_in = 1, which grows with sigma: a pitfall that Karras et al.
     2022 name (section 5)."""
+    _check.instance("preconditioning", preconditioning, Preconditioning, "dx.preconditioning.v()")
     return dataclasses.replace(preconditioning, c_in=jnp.ones_like)
 
 
-def _alpha(logsnr: Array) -> Array:
-    return jnp.sqrt(sigmoid(logsnr))
+def _skip_and_out(a: ArrayLike, b: ArrayLike, logsnr: Array) -> tuple[Array, Array]:
+    """c_skip and c_out of F = a x_0 + b n.
+
+    Where one of a and b is 0 the other alone says them, so that an infinite sigma is not multiplied by 0. The numbers
+    of the branch that is not taken are replaced, so that its derivatives are finite too.
+    """
+    a, b = jnp.asarray(a, logsnr.dtype), jnp.asarray(b, logsnr.dtype)
+    noise, clean = a == 0, (a != 0) & (b == 0)  # F predicts that alone
+    both = ~(noise | clean)
+    signal = -jnp.where(both, b, -1) * alpha(logsnr)
+    spread = alpha(-logsnr)
+    total = jnp.where(both, a, 1) * spread + signal
+    sigma = sigma_from_logsnr(jnp.where(noise, logsnr, 0))
+    c_skip = jnp.where(noise, 1, jnp.where(clean, 0, signal / total))
+    of_noise, of_clean = -sigma / jnp.where(noise, b, 1), 1 / jnp.where(clean, a, 1)
+    return c_skip, jnp.where(noise, of_noise, jnp.where(clean, of_clean, spread / total))

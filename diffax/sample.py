@@ -1,5 +1,7 @@
 """Sampling: a denoiser, a start, a grid of sigmas and a solver, in one `lax.scan`."""
 
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,9 +10,11 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from diffax import _check, noise, solvers
+from diffax import _check, solvers
+from diffax import noise as noises
 from diffax._array import at_least_float32
 from diffax.denoiser import Denoiser
+from diffax.schedules import Schedule
 from diffax.solvers.linear import Solver
 
 __all__ = ["sample"]
@@ -24,9 +28,10 @@ def sample(
     solver: Solver | None = None,
     key: Array | None = None,
     index: ArrayLike | None = None,
+    noise: Callable[[Array, int], Array] | None = None,
     trajectory: bool = False,
     check: bool = False,
-    to_zero: bool = True,
+    to_zero: bool | None = None,
 ) -> Array:
     """Integrates x from sigmas[0] to sigmas[-1]: from noise to data, or, on ascending sigmas, from data to noise.
 
@@ -39,60 +44,65 @@ def sample(
       x: the start, [batch, ...] at noise level sigmas[0], e.g. sigmas[0] * normal. Held in float32 or better.
       sigmas: [n + 1] or [n + 1, batch], strictly descending to a last one >= 0; `dx.schedules.sigmas` and `dx.grids`
         make them. Or strictly ascending from a first one > 0, to find the noise of an image (deterministic solvers).
-        Concrete values are checked and give float64 coefficients. Where each pixel has levels of its own,
-        [n + 1, batch, ...] with the axes of x, each as long as that of x or 1; all pixels go down together, step by
-        step (not with `solvers.adaptive`).
+        Concrete values are checked and give float64 coefficients. Traced ones that are not so give NaN. Where each
+        pixel has levels of its own, [n + 1, batch, ...] with the axes of x, each as long as that of x or 1; all pixels
+        go down together, step by step (not with `solvers.adaptive`).
       solver: the method, `dx.solvers.default()` if it is not given.
       key: randomness for stochastic solvers; the deterministic ones do without.
       index: [batch] int, the samples' numbers; 0, 1, ... by default. Sample i draws from fold_in(key, index[i]) alone,
         so it does not depend on the batch that it is in.
+      noise: a stochastic solver's own numbers, instead of those of a key: noise(evaluation, stream) -> standard normal
+        [batch, ...]. The evaluation is counted from 0 and is traced; the stream is 0 for noise before the evaluation, 1
+        for noise after it. With numbers from elsewhere, z [evaluations, batch, ...]: noise=lambda i, stream: z[i].
       trajectory: return the states at all sigmas, [n + 1, batch, ...], the first being x.
       check: report the first NaN or infinity that the denoiser gives. It waits for the result, so not under jit.
-      to_zero: whether traced sigmas (a grid being fitted, under jax.grad or jit) end at 0; concrete ones tell by
-        themselves.
+      to_zero: whether sigmas[-1] is 0. Concrete sigmas tell by themselves. Traced ones (a grid being fitted, a grid cut
+        up under jit) do not, since the step to 0 is another one, so there it must be said.
 
     Returns: the sample at sigmas[-1], of the shape of x; or the trajectory.
 
     Raises: ValueError for sigmas, a solver or a denoiser that are not as described and for a stochastic solver without
       a key; with `check` FloatingPointError naming the step and the sigma where a non-finite number began.
+
+    Warns: where x cannot be at noise level sigmas[0], being far smaller than that noise or far greater.
     """
-    solver = solvers.default() if solver is None else solver
-    if not isinstance(solver, Solver):
-        raise ValueError(f"solver = {solver!r}: must be a solver such as dx.solvers.heun()")
-    if solver.stochastic and key is None:
+    _check.callable_("denoise", denoise, "denoise(x, sigma) -> x0")
+    solver = solvers.default() if solver is None else _check.instance("solver", solver, Solver, "dx.solvers.heun()")
+    x = _check.samples("x", x)
+    if key is not None:
+        _check.key("key", key)
+    if noise is not None:
+        _check.callable_("noise", noise, "noise(evaluation, stream) -> normal numbers of the shape of x")
+    if solver.stochastic and key is None and noise is None:
         raise ValueError("key is missing: this solver draws noise, give it a key such as jax.random.key(0)")
-    x = at_least_float32(x)
-    if x.ndim < 1 or x.shape[0] < 1:
-        raise ValueError(f"x has shape {x.shape}: must be [batch, ...] with at least one sample")
-    index = jnp.arange(x.shape[0]) if index is None else jnp.asarray(index)
-    if index.shape != x.shape[:1]:
-        raise ValueError(f"index has shape {index.shape}: must be [batch] = {x.shape[:1]}")
-    if not jnp.issubdtype(index.dtype, jnp.integer):
-        raise ValueError(f"index is of {index.dtype}: must be integers")
-    sigmas, to_zero = _grid(sigmas, x.shape, to_zero)
+    for name, value in (("trajectory", trajectory), ("check", check)):
+        _check.one_of(name, value, (True, False))
+    index = _check.index(index, x.shape[0])
+    sigmas, to_zero, valid = _grid(sigmas, x.shape, to_zero)
     if solver.stochastic and isinstance(sigmas, np.ndarray) and (sigmas[0] < sigmas[-1]).any():
         raise ValueError("sigmas ascend: only deterministic solvers lead from data to noise")
     if np.ndim(sigmas) > 2 and solver.nfe(1) is None:
         raise ValueError(
             "sigmas are per pixel: the solver must take the steps of the grid, not its own as adaptive does"
         )
+    _at_level(x, sigmas)
+    x = x if valid is None else jnp.where(valid, x, jnp.nan)
     rows = solver.rows(sigmas, to_zero)
     ends = rows.ends
     # A table of numbers, so compile time does not grow with n and the denoiser is compiled once.
     rows = jax.tree.map(lambda c: jnp.asarray(c, x.dtype), rows._replace(ends=None))
 
     def denoised(x: Array, sigma: Array) -> Array:
-        value = denoise(x, sigma)
-        if jnp.shape(value) != x.shape:  # else it might be broadcast, silently
-            raise ValueError(f"denoise gave shape {jnp.shape(value)} for x of shape {x.shape}: must be the same")
-        return value
+        return _check.output("denoise", denoise(x, sigma), x)
 
     def body(carry: tuple[Array, ...], at: tuple[Any, Any]) -> tuple[tuple[Array, ...], tuple[Any, Any]]:
         number, row = at
 
         def draw(stream: int) -> Array:
+            if noise is not None:
+                return _check.output("noise", noise(number, stream), x).astype(x.dtype)
             assert key is not None
-            return noise.normal(jax.random.fold_in(key, 2 * number + stream), index, x.shape[1:], x.dtype)
+            return noises.normal(jax.random.fold_in(key, 2 * number + stream), index, x.shape[1:], x.dtype)
 
         carry = solver.step(denoised, carry, row, draw)
         return carry, (carry[0] if trajectory else None, jnp.isfinite(carry[0]).all() if check else None)
@@ -116,26 +126,59 @@ def _report(finite: Array, sigma: Array, ends: np.ndarray | None) -> None:
         )
 
 
-def _grid(sigmas: Any, shape: tuple[int, ...], to_zero: bool) -> tuple[Any, bool]:
-    """The sigmas, in numpy float64 where they are concrete, and whether they end at 0."""
-    sigmas = np.asarray(sigmas, np.float64) if _check.concrete(sigmas) else at_least_float32(sigmas)
-    batch, each = shape[0], sigmas.shape[1:]
+def _grid(sigmas: Any, shape: tuple[int, ...], to_zero: bool | None) -> tuple[Any, bool, Array | None]:
+    """The sigmas, in numpy float64 where they are concrete; whether they end at 0; and, where they are traced, whether
+    they are a grid that ends so, which is known when they have values."""
+    if isinstance(sigmas, Schedule) or callable(sigmas):
+        raise ValueError(
+            f"sigmas = {_check.shown(sigmas)}: must be an array, such as dx.schedules.sigmas(schedule, n) makes of a "
+            "schedule"
+        )
+    values = _check.real("sigmas", sigmas, "be an array [n + 1] with n >= 1")
+    array = jnp.asarray(sigmas) if values is None else values
+    batch, each = shape[0], array.shape[1:]
     per_pixel = len(each) == len(shape) and each[0] == batch
     per_pixel = per_pixel and all(a in (1, b) for a, b in zip(each, shape, strict=True))
-    if sigmas.ndim < 1 or sigmas.shape[0] < 2 or not (each in ((), (batch,)) or per_pixel):
+    if array.ndim < 1 or array.shape[0] < 2 or not (each in ((), (batch,)) or per_pixel):
         raise ValueError(
-            f"sigmas has shape {sigmas.shape}: must be [n + 1] or [n + 1, batch = {batch}] with n >= 1, or per pixel "
+            f"sigmas has shape {array.shape}: must be [n + 1] or [n + 1, batch = {batch}] with n >= 1, or per pixel "
             f"[n + 1, ...] with the axes {shape} of x"
         )
-    if isinstance(sigmas, np.ndarray):
-        steps = np.diff(sigmas, axis=0)
-        descending, ascending = (steps < 0).all(), (steps > 0).all() and (sigmas > 0).all()
-        if not (np.isfinite(sigmas).all() and (sigmas >= 0).all() and (descending or ascending)):
+    _check.one_of("to_zero", to_zero, (None, True, False))
+    if values is not None:
+        steps = np.diff(values, axis=0)
+        descending, ascending = (steps < 0).all(), (steps > 0).all() and (values > 0).all()
+        if not (np.isfinite(values).all() and (values >= 0).all() and (descending or ascending)):
             raise ValueError(
-                f"sigmas = {sigmas}: must be finite, strictly descending and >= 0, or strictly ascending and > 0"
+                f"sigmas = {_check.shown(values)}: must be finite, strictly descending and >= 0, or strictly ascending "
+                "and > 0"
             )
-        ends = np.unique(sigmas[-1] == 0)
+        ends = np.unique(values[-1] == 0)
         if ends.size > 1:
-            raise ValueError(f"sigmas[-1] = {sigmas[-1]}: must be 0 for every sample or for none")
-        return sigmas, bool(ends[0])
-    return sigmas, to_zero
+            raise ValueError(f"sigmas[-1] = {_check.shown(values[-1])}: must be 0 for every sample or for none")
+        if to_zero is not None and to_zero != ends[0]:
+            raise ValueError(f"to_zero = {to_zero}: must be {bool(ends[0])} for sigmas[-1] = {values[-1].max()}")
+        return values, bool(ends[0]), None
+    if to_zero is None:
+        raise ValueError(
+            "to_zero is missing: traced sigmas, such as a grid made or cut up under jit, do not tell whether the last "
+            "one is 0; it must be True or False, or the sigmas be made outside of jit"
+        )
+    grid = at_least_float32(sigmas)
+    gaps = jnp.diff(grid, axis=0)
+    ordered = (gaps < 0).all() if to_zero else (gaps < 0).all() | (gaps > 0).all()
+    last = (grid[-1] == 0).all() if to_zero else (grid > 0).all()
+    return grid, to_zero, ordered & last & jnp.isfinite(grid).all()
+
+
+def _at_level(x: Array, sigmas: Any) -> None:
+    """Warns where x, on its way down, is far from what noise of sigmas[0] and data of order one are together."""
+    if not _check.concrete(x, sigmas) or sigmas[0].min() <= sigmas[-1].max() or x.size < 32:
+        return
+    size, sigma = float(jnp.sqrt(jnp.mean(jnp.square(x)))), float(np.sqrt(np.mean(sigmas[0] ** 2)))
+    if size < sigma / 2 or (sigma >= 20 and size > 4 * sigma):
+        warnings.warn(
+            f"x has root mean square {size:.3g} at sigmas[0] = {sigma:.3g}: that of x = x0 + sigmas[0] * normal should "
+            "be about sigmas[0]",
+            stacklevel=3,
+        )

@@ -32,12 +32,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from diffax import draws, losses, weightings
+from diffax import _check, draws, losses, weightings
 from diffax import preconditioning as preconditionings
 from diffax._array import Scalar, at_least_float32, per_sample
 from diffax.losses import Aux, Part
+from diffax.noise import normal, threefry
 from diffax.preconditioning import Preconditioning
 from diffax.schedules import Schedule, per_pixel_regulariser
 from diffax.weightings import Weighting
@@ -58,21 +60,32 @@ def conditional(
     draw: Callable[[Array, int], Array] = draws.stratified,
     prior_weight: Scalar = 2.0,
     curvature_weight: Scalar = 2e-3,
+    noise: Callable[..., Array] = normal,
     part: Part | None = None,
 ) -> tuple[Array, Aux]:
     """CVDM's loss of a batch: to be differentiated in what `schedule` is made of as well as in params.
 
     Args:
-      apply, params, key, x0, cond, draw, part: as of `losses.denoising`. With a schedule per pixel apply sees c_noise
-        [batch, ...], with the axes of x0: the level of each pixel.
+      apply, params, key, x0, cond, draw, noise, part: as of `losses.denoising`. With a schedule per pixel apply sees
+        c_noise [batch, ...], with the axes of x0: the level of each pixel.
       schedule: the one that is learned; logSNR [batch], or per pixel.
       preconditioning: what the network predicts, eps() by default, as in the paper.
       weighting: the plain error of what it predicts by default.
       prior_weight, curvature_weight: of KL at u = 1 and of (d^2 alpha^2 / du^2)^2; the authors' 2 and 2 x 1e-3.
 
     Returns: the loss, means over pixels and batch throughout, a float32 scalar; and `Aux` of the denoising loss alone.
+
+    Raises: ValueError as `losses.denoising` does, and for weights that are no finite numbers.
     """
+    _check.instance("schedule", schedule, Schedule, "dx.schedules.cosine()")
+    for name, value in (("prior_weight", prior_weight), ("curvature_weight", curvature_weight)):
+        _check.finite(name, value)
+        if np.shape(value):
+            raise ValueError(f"{name} has shape {np.shape(value)}: must be one number")
+    curvature_weight = at_least_float32(curvature_weight)
+    key, x0 = threefry(key), _check.samples("x0", x0)
     preconditioning = preconditionings.eps() if preconditioning is None else preconditioning
+    _check.instance("preconditioning", preconditioning, Preconditioning, "dx.preconditioning.eps()")
     weighting = weightings.target(preconditioning) if weighting is None else weighting
     noise_key, curve_key = jax.random.split(key)
     error, aux = losses.denoising(
@@ -85,10 +98,13 @@ def conditional(
         preconditioning=preconditioning,
         weighting=weighting,
         draw=draw,
+        noise=noise,
         part=part,
     )
-    index, whole = Part(jnp.arange(len(x0)), len(x0)) if part is None else part
-    curvature = per_pixel_regulariser(schedule, draw(curve_key, whole)[index], weight=curvature_weight)
+    index, whole = losses.placed(part, len(x0))
+    u = losses.drawn(draw, curve_key, whole)[index]
+    curvature = per_pixel_regulariser(schedule, u, weight=curvature_weight).astype(x0.dtype)
+    prior_weight = at_least_float32(prior_weight).astype(x0.dtype)
     return error + prior_weight * prior(schedule, x0).mean() + curvature.mean(), aux
 
 
@@ -96,9 +112,10 @@ def prior(schedule: Schedule, x0: Array) -> Array:
     """KL(N(alpha x_0, sigma_t^2) || N(0, 1)) at u = 1 in nats a dimension, [batch]: what is left of x0 in the noise.
 
     x0 is [batch, ...], the schedule's logSNR [batch] or per pixel; one that ends in pure noise, logSNR -inf, leaves 0.
+    Raises ValueError for a schedule or x0 that is not so.
     """
-    x0 = at_least_float32(x0)
-    one = jnp.ones(len(x0))
-    logsnr = per_sample(schedule.quantile(one, 0 * one), x0)
+    _check.instance("schedule", schedule, Schedule, "dx.schedules.cosine()")
+    x0 = _check.samples("x0", x0)
+    logsnr = per_sample(losses.levels(schedule, jnp.ones(len(x0), x0.dtype), x0), x0)
     kl = (jax.nn.sigmoid(logsnr) * (x0**2 - 1) + jax.nn.softplus(logsnr)) / 2  # -log sigma_t^2 is the softplus
     return kl.mean(tuple(range(1, x0.ndim)))

@@ -5,7 +5,8 @@
 
 writes solvers.json with the best choices of each cell, solvers.png and solvers.html; cells/ keeps all that is measured,
 so a run that was stopped goes on where it was (remove it to measure anew). With --auto and --fit grids and coefficients
-are found for each target.
+are found for each target. With --guided solvers are compared under classifier-free guidance instead, and guided.json
+and guided.png are written.
 Targets, references and errors are described in `experiments/bench/targets.py`, diffax's solvers and grids are listed in
 `experiments/bench/ours.py`, those of k-diffusion, diffusers and azula, which run in an environment of their own, in
 `experiments/bench/libraries.py`. The references take about ten minutes to compute, once. In a notebook:
@@ -25,7 +26,7 @@ from tqdm import tqdm
 
 from diffax.training.summary import environment, read_json, write_json
 from experiments import cli
-from experiments.bench import ours, report, targets
+from experiments.bench import guided, ours, report, targets
 from experiments.bench.targets import Target
 
 __all__ = ["measure"]
@@ -41,6 +42,7 @@ PROBLEMS = flags.DEFINE_string(
     "problems", None, "Write the targets to this folder, for experiments.bench.peers; no more."
 )
 AUTO = flags.DEFINE_bool("auto", False, "Also find an automatic grid for each target and NFE.")
+GUIDED = flags.DEFINE_bool("guided", False, "Compare solvers under classifier-free guidance, and no more.")
 FIT = flags.DEFINE_list("fit", [], "NFE for which to fit grids and solvers to each target, such as --fit=6,10,20.")
 SPEED = flags.DEFINE_integer("speed", 0, "Rounds of timing the loop; 0 for none. Wants an idle machine.")
 
@@ -53,6 +55,9 @@ def measure(name: str, nfe: Iterable[int], progress: Callable = iter) -> dict[st
 
 
 def main() -> None:
+    if GUIDED.value:
+        _guided(Path(OUT.value))
+        return
     budgets = _budgets("nfe", NFE.value)
     fit = _budgets("fit", FIT.value) if FIT.value else []
     fits = {name: (budgets if AUTO.value else []) if name == "default/auto" else fit for name in ours.FITTED}
@@ -114,6 +119,27 @@ def main() -> None:
     write_json(out / "solvers.json", said | result | {"errors": report.digest(errors)})
     print("\n".join(said["summary"]))
     print(f"{out / 'solvers.json'}, {out / 'solvers.png'}, {out / 'solvers.html'}")
+
+
+def _guided(out: Path) -> None:
+    cells: guided.Cells = {}
+    for name, scale in _bar("guided")([(name, scale) for name in guided.NAMES for scale in guided.SCALES]):
+        target = guided.load(name, scale)
+        end = target.end(_bar(f"{target.name}: reference"))
+        cells.setdefault(name, {})[str(scale)] = {
+            str(n): _kept(
+                out / "cells", f"guided-{target.name}-{target.made_of[:8]}-{n}", guided.errors, target, end, n
+            )
+            for n in guided.NFE
+        }
+    titles = {name: guided.load(name, 1.0).title for name in cells}
+    result = {"summary": guided.summary(cells), "median": guided.summary(cells, "median"), "targets": titles}
+    write_json(out / "guided.json", result | {"errors": report.rounded(cells), "environment": environment()})
+    (out / "guided.png").write_bytes(guided.plot(cells))
+    for solver, row in result["summary"].items():
+        each = "  ".join(f"{scale}: {ratio:.2f}" for scale, ratio in row["mean"].items())
+        print(f"{solver:20s} {each}  greatest {row['greatest']:.2f}  within 1.2: {row['within']} of {row['of']}")
+    print(f"{out / 'guided.json'}, {out / 'guided.png'}")
 
 
 def _kept(folder: Path, name: str, compute: Callable, *arguments: Any) -> Any:

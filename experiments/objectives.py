@@ -301,7 +301,7 @@ def _grid(text: str, steps: int) -> Array:
         return jnp.asarray(dx.grids.plain(steps), jnp.float32)
     schedule = build("grid", text, dx.schedules)
     try:
-        return dx.schedules.sigmas(schedule, steps)
+        return jnp.asarray(dx.schedules.sigmas(schedule, steps))
     except ValueError as error:
         raise ValueError(f"grid = {text!r}: {error}") from error
 

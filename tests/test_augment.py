@@ -102,3 +102,42 @@ def test_a_sample_is_augmented_alike_in_any_batch():
 def test_a_bad_probability_is_named(probability):
     with pytest.raises(ValueError, match="probability = "):
         augment.geometric(jax.random.key(0), jnp.zeros((1, 2, 2, 1)), probability)
+
+
+@pytest.mark.parametrize("implementation", ["rbg", "unsafe_rbg"])
+def test_with_keys_of_any_implementation_too(implementation):
+    key, x = jax.random.key(3, impl=implementation), jnp.broadcast_to(IMAGE, (4, *IMAGE.shape))
+    found, told = augment.geometric(key, x, 1.0)
+    alone, said = augment.geometric(key, x[2:], 1.0, jnp.array([2, 3]))
+    np.testing.assert_allclose(alone, found[2:], atol=1e-6)
+    np.testing.assert_allclose(said, told[2:], atol=1e-6)
+    assert len(np.unique(np.asarray(told)[:, 2])) == 4
+
+
+def test_with_x64_and_strict_promotion_images_keep_their_dtype():
+    for wide, promotion in ((True, "standard"), (False, "strict")):
+        with jax.enable_x64(wide), jax.numpy_dtype_promotion(promotion):
+            found, told = jax.eval_shape(lambda x: augment.geometric(jax.random.key(3), x, 0.5), IMAGE[None])
+            assert found.dtype == told.dtype == jnp.float32
+    half = IMAGE[None].astype(jnp.bfloat16)
+    assert jax.eval_shape(lambda x: augment.geometric(jax.random.key(3), x, 0.5), half)[0].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((None, IMAGE[None]), "key = None: must be a JAX key"),
+        ((jax.random.key(0), IMAGE), "x has shape (6, 6, 2): must be [batch, height, width, channels]"),
+        ((jax.random.key(0), IMAGE[None][:0]), "x has shape (0, 6, 6, 2)"),
+        ((jax.random.key(0), np.zeros((1, 2, 2, 1), np.uint8)), "x is of uint8: must be floating-point numbers"),
+        ((jax.random.key(0), None), "x is of object"),
+        ((jax.random.key(0), IMAGE[None], "1"), "probability = '1': must lie in"),
+        ((jax.random.key(0), IMAGE[None], np.ones(1)), "probability has shape (1,): must be one number"),
+        ((jax.random.key(0), IMAGE[None], 0.5, [0, 1]), "index has shape (2,): must be [batch] = (1,)"),
+        ((jax.random.key(0), IMAGE[None], 0.5, [0.5]), "index is of float64: must be integers"),
+    ],
+)
+def test_bad_input_is_named(arguments, words):
+    with pytest.raises(ValueError) as error:
+        augment.geometric(*arguments)
+    assert words in str(error.value)

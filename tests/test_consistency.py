@@ -287,6 +287,79 @@ def test_a_small_network_learns_to_sample_in_one_step():
     assert near.any(1).mean() > 0.7 and near.mean(0).min() > 0.3
 
 
+# ---- a target network, levels per pixel, keys, devices, dtypes ------------------------------------------------------
+
+
+@pytest.mark.parametrize("distilled", [False, True])
+def test_the_target_may_have_parameters_of_its_own(distilled):
+    """Algorithms 2 and 3 of Song et al. compare with the moving average of the parameters; no gradient reaches it."""
+    key, sigmas = jax.random.key(3), karras(15)
+    x0 = np.random.default_rng(0).normal(size=(64, 5))
+    function = C.training
+    if distilled:  # one Euler step with the denoiser that knows x_0 goes to the same point
+        exactly = lambda x, sigma: jnp.float32(x0)
+        function = functools.partial(C.distillation, teacher=exactly, solver=dx.solvers.euler())
+
+    def objective(student, average):
+        return function(linear, student, key, jnp.float32(x0), sigmas=jnp.float32(sigmas), target_params=average)
+
+    (loss, aux), slopes = jax.jit(jax.value_and_grad(objective, (0, 1), has_aux=True))(0.3, 0.7)
+    np.testing.assert_allclose(aux.loss, by_hand(0.3, 0.7, key, x0, sigmas, aux), rtol=1e-3)
+    up, down = (by_hand(0.3 + h, 0.7, key, x0, sigmas, aux).mean() for h in (1e-5, -1e-5))
+    assert float(slopes[0]) == pytest.approx((up - down) / 2e-5, rel=1e-3) and slopes[1] == 0
+    np.testing.assert_allclose(objective(0.3, None)[1].loss, objective(0.3, 0.3)[1].loss)
+    assert loss == pytest.approx(float(aux.loss.mean()), rel=1e-6)
+
+
+def test_a_level_per_pixel():
+    t, x = np.array([[0.5, 3.0], [0.002, 80.0]]), np.random.default_rng(0).normal(size=(2, 2))
+    skip, out, inside = coefficients(t)
+    f = C.function(lambda p, x, c, cond: 0.3 * x + c, None)
+    expected = skip * x + out * (0.3 * inside * x + np.log(t) / 4)
+    np.testing.assert_allclose(f(jnp.float32(x), jnp.float32(t)), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["rbg", "unsafe_rbg"])
+def test_keys_of_any_implementation_belong_to_the_sample(implementation):
+    key, x0 = jax.random.key(1, impl=implementation), jnp.ones((6, 2))
+    loss = lambda x0, part: C.training(linear, 0.3, key, x0, sigmas=C.levels(10, 10), jitter=1.0, part=part)[1].loss
+    whole = loss(x0, None)
+    assert len(np.unique(np.asarray(whole))) == 6
+    np.testing.assert_allclose(loss(x0[4:], dx.losses.Part(jnp.array([4, 5]), 6)), whole[4:], rtol=1e-4)
+    f, x = C.function(linear, 0.3), 80 * jnp.ones((6, 2))
+    drawn = C.sample(f, x, [80.0, 2.0], key=key)
+    np.testing.assert_allclose(C.sample(f, x[4:], [80.0, 2.0], key=key, index=[4, 5]), drawn[4:], rtol=1e-5)
+
+
+def test_under_shard_map_each_device_has_its_rows():
+    mesh, spec = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",)), jax.sharding.PartitionSpec("data")
+    x0, rows, f = jnp.float32(np.random.default_rng(0).normal(size=(8, 3))), jnp.arange(8), C.function(linear, 0.3)
+    options, teacher = dict(sigmas=C.levels(40, 40)), dx.gaussian_mixture(np.zeros((1, 3)), 1.0)
+    for function in (
+        lambda x0, rows: C.training(linear, 0.3, KEY, x0, part=dx.losses.Part(rows, 8), **options)[1].loss,
+        lambda x0, rows: (
+            C.distillation(linear, 0.3, KEY, x0, teacher=teacher, part=dx.losses.Part(rows, 8), **options)[1].loss
+        ),
+        lambda x0, rows: C.sample(f, 80 * x0, [80.0, 2.0], key=KEY, index=rows),
+    ):
+        split = jax.jit(jax.shard_map(function, mesh=mesh, in_specs=(spec, spec), out_specs=spec))
+        np.testing.assert_allclose(split(x0, rows), function(x0, rows), rtol=1e-3)
+
+
+@pytest.mark.parametrize("promotion", ["standard", "strict"])
+def test_with_x64_all_has_the_dtype_of_the_data(promotion):
+    with jax.enable_x64(promotion == "standard"), jax.numpy_dtype_promotion(promotion):
+        x0, sigmas, p = jnp.ones((4, 2), jnp.float32), C.levels(10, 10), jnp.float32(0.3)
+        teacher = dx.gaussian_mixture(np.zeros((1, 2), np.float32), 1.0)
+        for loss, aux in (
+            C.training(linear, p, KEY, x0, sigmas=sigmas, jitter=1.0),
+            C.distillation(linear, p, KEY, x0, sigmas=sigmas, teacher=teacher),
+        ):
+            assert loss.dtype == aux.loss.dtype == aux.logsnr.dtype == jnp.float32
+        assert C.sample(C.function(linear, p), 80 * x0, [80.0, 2.0], key=KEY).dtype == jnp.float32
+    assert C.sample(lambda x, s: 0.5 * x, x0.astype(jnp.bfloat16), [80.0, 2.0], key=KEY).dtype == jnp.bfloat16
+
+
 # ---- mistakes -------------------------------------------------------------------------------------------------------
 
 
@@ -297,12 +370,33 @@ def test_a_small_network_learns_to_sample_in_one_step():
         (lambda: C.function(linear, 0, sigma_data=-1), "sigma_data = -1: must be positive"),
         (lambda: C.function(linear, 0.3)(jnp.ones((2, 1)), 0.001), "sigma = 0.001: must be at least sigma_min = 0.002"),
         (lambda: C.levels(3, 4, schedule=dx.schedules.cosine()), "schedule: goes from logSNR inf to -inf"),
-        (lambda: C.levels(3, 1), "most = 1: must be an integer >= 2"),
+        (lambda: C.levels(3, 1), "most = 1: must be an integer from 2 to 1000000"),
         (lambda: C.levels(3, 20, pool=19), "pool = 19: must be an integer from 20"),
         (lambda: C.sample(lambda x, s: x, jnp.ones((2, 1)), [1.0, 2.0]), "must descend"),
         (lambda: C.sample(lambda x, s: x, jnp.ones((2, 1)), [1.0, 0.002]), "greater than sigma_min = 0.002"),
         (lambda: C.sample(lambda x, s: x, jnp.ones((2, 1)), [2.0, 1.0]), "key is missing"),
-        (lambda: C.sample(lambda x, s: x, jnp.ones((2, 1)), []), "sigmas has shape (0,)"),
+        (lambda: C.sample(lambda x, s: x, jnp.ones((2, 1)), []), "sigmas = []: must be [n] numbers"),
+        (lambda: C.sample(lambda x, s: x, jnp.ones((2, 1)), "1"), "sigmas = '1': must be [n] numbers"),
+        (lambda: C.sample(lambda x, s: x, jnp.ones((2, 1)), 1.0), "sigmas has shape (): must be [n]"),
+        (lambda: C.sample(None, jnp.ones((2, 1)), [1.0]), "f = None: must be a function"),
+        (lambda: C.sample(lambda x, s: x[:, 0], jnp.ones((2, 1)), [1.0]), "f gave shape (2,) for x of shape (2, 1)"),
+        (lambda: C.sample(lambda x, s: x[:, 0], jnp.ones((2, 1)), [2.0, 1.0], key=KEY), "f gave shape (2,) for x"),
+        (lambda: C.sample(lambda x, s: x, jnp.ones((2, 1), int), [1.0]), "x is of int32"),
+        (lambda: C.sample(lambda x, s: x, jnp.ones((2, 1)), [2.0, 1.0], key="zzz"), "key = 'zzz': must be a JAX key"),
+        (
+            lambda: C.sample(lambda x, s: x, jnp.ones((2, 1)), [2.0, 1.0], key=KEY, index=[0]),
+            "index has shape (1,): must be [batch] = (2,)",
+        ),
+        (lambda: C.function(None, 0), "apply = None: must be a function"),
+        (lambda: C.function(linear, 0, sigma_min="0"), "sigma_min = '0': must be positive"),
+        (lambda: C.function(linear, 0, sigma_data=np.ones(2)), "sigma_data has shape (2,): must be one number"),
+        (lambda: C.function(lambda *a: jnp.ones(2), 0)(jnp.ones((2, 1)), 1.0), "apply gave shape (2,) for x of shape"),
+        (lambda: C.function(linear, 0.3)(jnp.ones((2, 1)), np.inf), "truncate the schedule"),
+        (lambda: C.levels("3", 4), "count = '3': must be finite"),
+        (lambda: C.levels(np.nan, 4), "count = nan: must be finite"),
+        (lambda: C.levels([2, 3], 4), "count has shape (2,): must be one number"),
+        (lambda: C.levels(3, 4, schedule=dx.schedules.karras), "schedule = karras: is a function: did you forget"),
+        (lambda: C.levels(3, 10**9), "most = 1000000000: must be an integer from 2"),
     ],
 )
 def test_bad_input_is_named(call, words):
@@ -321,6 +415,16 @@ def test_bad_input_is_named(call, words):
         ({"sigmas": jnp.array([1.0])}, "two or more"),
         ({"sigmas": jnp.array([1.0, 1.0])}, "the first two different"),
         ({"sigmas": jnp.array([0.0, 1.0])}, "must be positive"),
+        ({"sigmas": None}, "sigmas = None: must be [levels]"),
+        ({"sigmas": 1.0}, "sigmas has shape (): must be [levels], two or more"),
+        ({"huber": "1"}, "huber = '1'"),
+        ({"jitter": "1"}, "jitter = '1'"),
+        ({"sigma_data": -1.0}, "sigma_data = -1.0: must be positive"),
+        ({"schedule": dx.schedules.edm}, "schedule = edm: is a function: did you forget the parentheses?"),
+        ({"draw": lambda key, n: jnp.ones(n + 1)}, "draw gave shape (5,): must be [n] = (4,)"),
+        ({"part": dx.losses.Part(jnp.arange(3), 8)}, "part.rows has shape (3,): must be [batch] = (4,)"),
+        ({"part": dx.losses.Part(jnp.arange(4), 3)}, "must lie in [0, 2]"),
+        ({"target_params": (0.3,)}, "target_params has another structure than params"),
     ],
 )
 @pytest.mark.parametrize("compiled", [False, True])
@@ -332,6 +436,41 @@ def test_bad_options_of_a_loss_are_named(options, words, compiled):
 
     with pytest.raises(ValueError) as error:
         (jax.jit(loss) if compiled else loss)(jnp.ones((4, 2)))
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"apply": lambda p, x, c, cond: x[:, 0]}, "apply gave shape (4,) for x of shape (4, 2)"),
+        ({"apply": None}, "apply = None: must be a function"),
+        ({"key": None}, "key = None: must be a JAX key"),
+        ({"x0": jnp.ones((4, 2), int)}, "x0 is of int32: must be floating-point numbers"),
+        ({"x0": np.ones((4, 2), np.uint8)}, "x0 is of uint8"),
+        ({"x0": None}, "x0 is of object"),
+    ],
+)
+def test_bad_arguments_of_a_loss_are_named(arguments, words):
+    good = {"apply": linear, "params": 0.3, "key": KEY, "x0": jnp.ones((4, 2)), "sigmas": C.levels(5, 5)}
+    for function in (C.training, functools.partial(C.distillation, teacher=lambda x, s: x)):
+        with pytest.raises(ValueError) as error:
+            function(**(good | arguments))
+        assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"teacher": None}, "teacher = None: must be a function"),
+        ({"solver": dx.solvers.heun}, "solver = heun: is a function: did you forget the parentheses?"),
+        ({"solver": "heun"}, "solver = 'heun': must be a Solver"),
+        ({"teacher": lambda x, s: x[:, 0]}, "gave shape (4,) for x of shape (4, 2)"),
+    ],
+)
+def test_bad_teachers_are_named(options, words):
+    options = {"teacher": lambda x, s: x} | options
+    with pytest.raises(ValueError) as error:
+        C.distillation(linear, 0.3, KEY, jnp.ones((4, 2)), sigmas=C.levels(5, 5), **options)
     assert words in str(error.value)
 
 

@@ -1,5 +1,6 @@
 """The network denoiser against its formula, the exact one against numerical integration."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -87,3 +88,141 @@ def test_bad_mixtures_are_named():
         dx.gaussian_mixture(np.zeros((2, 1)), 0)
     with pytest.raises(ValueError, match="weights"):
         dx.gaussian_mixture(np.zeros((2, 1)), 1.0, np.array([1.0, -1.0]))
+
+
+# ---- levels: at the limits, and per pixel ---------------------------------------------------------------------------
+
+
+def exact_v(c):
+    """The v of N(0, c^2) data: E[alpha n - sigma_t x_0 | x_t] = alpha sigma_t (1 - c^2) x_t / (alpha^2 c^2 + sigma_t^2)
+
+    alpha^2 / sigma_t^2 = exp(logsnr) = exp(-8 c_noise), so that it is (1 - c^2) x_t / (c^2 e^h + e^-h), h = logsnr / 2.
+    """
+
+    def apply(params, x, c_noise, cond):
+        half = -4 * c_noise[:, None]
+        return (1 - c**2) * x / (c**2 * jnp.exp(half) + jnp.exp(-half))
+
+    return apply
+
+
+def test_sampling_from_almost_no_signal_at_all():
+    """From sigma = 1e17 (logSNR -78) down, where sqrt(sigmoid(logsnr)) has few digits left and later none."""
+    denoise = dx.denoiser(exact_v(0.5), None, dx.preconditioning.v())
+    x = 1e17 * np.random.default_rng(0).normal(size=(6, 3))
+    np.testing.assert_allclose(denoise(jnp.float32(x), 1e17), 0.25 * x / (0.25 + 1e34), rtol=1e-4)
+    sigmas = np.append(np.geomspace(1e17, 1e-3, 400), 0.0)
+    got = dx.sample(denoise, jnp.float32(x), sigmas, solver=dx.solvers.heun())
+    np.testing.assert_allclose(got, 0.5 * x / np.hypot(0.5, 1e17), rtol=0.02)
+
+
+@pytest.mark.parametrize("name", ["edm", "v", "eps", "flow", "score"])
+def test_without_noise_there_is_nothing_to_remove(name):
+    x = jnp.float32([[1.5, -2.0]])
+    denoise = dx.denoiser(lambda p, x, c, cond: x + c[:, None], None, getattr(dx.preconditioning, name)())
+    np.testing.assert_allclose(denoise(x, 0.0), x, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(denoise)(x, 0.0), x, rtol=1e-6)
+
+
+def test_a_network_with_a_level_per_pixel():
+    pre, sigma = dx.preconditioning.edm(0.5), np.array([[[0.3], [4.0]], [[1.0], [0.02]]])
+    x = np.random.default_rng(0).normal(size=(2, 2, 3))
+    d = dx.denoiser(lambda p, x, c, cond: 0.5 * x + c, None, pre)(jnp.float32(x), jnp.float32(sigma))
+    var = sigma**2 + 0.25
+    output = 0.5 * x / np.sqrt(var) + np.log(sigma) / 4
+    np.testing.assert_allclose(d, 0.25 / var * x + sigma * 0.5 / np.sqrt(var) * output, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4, 1)])
+def test_mixture_with_a_level_per_pixel_is_the_posterior_mean(shape):
+    """Each dimension has a level of its own, so the density of a component is a product of unequal normals."""
+    random = np.random.default_rng(0)
+    means, std, weights = random.normal(size=(2, 3)), np.array([0.3, 0.8]), np.array([1.0, 3.0])
+    x, sigma = random.normal(size=(4, 3)), random.uniform(0.1, 2.0, shape)
+    each = np.broadcast_to(sigma, x.shape)
+    exact = np.zeros_like(x)
+    for i in range(4):
+        var = std[:, None] ** 2 + each[i] ** 2
+        p = weights * np.prod(scipy.stats.norm.pdf(x[i], means, np.sqrt(var)), -1)
+        exact[i] = (p[:, None] * (means + std[:, None] ** 2 / var * (x[i] - means))).sum(0) / p.sum()
+    denoise = dx.gaussian_mixture(means, std, weights)
+    np.testing.assert_allclose(denoise(jnp.float32(x), jnp.float32(sigma)), exact, rtol=1e-4, atol=1e-6)
+    whole = denoise(jnp.float32(x), jnp.full((4, 1), 0.7))
+    np.testing.assert_allclose(whole, denoise(jnp.float32(x), 0.7), rtol=1e-4, atol=1e-6)
+    image = dx.gaussian_mixture(means.reshape(2, 3, 1), std, weights)(jnp.float32(x[..., None]), sigma[..., None])
+    np.testing.assert_allclose(image[..., 0], exact, rtol=1e-4, atol=1e-6)
+
+
+def test_with_x64_a_denoiser_keeps_the_dtype_of_x():
+    mixture = dx.gaussian_mixture(np.array([[0.0, 1.0]]), 0.5)
+    denoise = dx.denoiser(exact_v(0.5), None, dx.preconditioning.v())
+    with jax.enable_x64(True):
+        for dtype in (jnp.float32, jnp.float64):
+            x = jnp.ones((2, 2), dtype)
+            for f, sigma in ((denoise, 1), (denoise, np.full(2, 0.7)), (mixture, 0.7), (mixture, np.full((2, 2), 0.7))):
+                assert jax.eval_shape(f, x, sigma).dtype == dtype
+            assert denoise(x, 0.7).dtype == mixture(x, 0.7).dtype == dtype
+        exact = np.float64([[0.25, 0.25 + 0.49]]) / 0.74
+        np.testing.assert_allclose(mixture(jnp.ones((1, 2), jnp.float64), 0.7), [[exact[0, 0], 1.0]], rtol=1e-12)
+
+
+def test_strict_promotion():
+    with jax.numpy_dtype_promotion("strict"):
+        x = jnp.ones((2, 2))
+        for denoise in (dx.gaussian_mixture([[0, 1]], 0.5), dx.denoiser(exact_v(0.5), None, dx.preconditioning.v())):
+            np.testing.assert_array_equal(denoise(x, 1), denoise(x, jnp.ones(2)))
+
+
+# ---- mistakes -------------------------------------------------------------------------------------------------------
+
+X = jnp.ones((64, 1))
+V = dx.preconditioning.v()
+
+
+def network(apply=lambda p, x, c, cond: x, pre=V):
+    return dx.denoiser(apply, None, pre)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: network(lambda p, x, c, cond: x[:, 0])(X, 1.0), "apply gave shape (64,) for x of shape (64, 1)"),
+        (lambda: network(lambda p, x, c, cond: None)(X, 1.0), "apply gave None: must be an array"),
+        (lambda: network(None), "apply = None: must be a function apply(params, x, c_noise, cond)"),
+        (lambda: network(pre=dx.preconditioning.v), "preconditioning = v: is a function: did you forget the parenth"),
+        (lambda: network(pre="v"), "preconditioning = 'v': must be a Preconditioning"),
+        (lambda: network()(X, np.inf), "sigma = inf: must be finite and >= 0, for x = x_0 + sigma n has no finite"),
+        (lambda: network()(X, np.full(64, np.inf)), "truncate the schedule"),
+        (lambda: network()(X, -1.0), "sigma = -1.0: must be finite and >= 0"),
+        (lambda: network()(X, np.nan), "sigma = nan: must be finite and >= 0"),
+        (lambda: network()(X, None), "sigma = None: must be finite and >= 0"),
+        (lambda: network()(X, "1"), "sigma = '1': must be finite and >= 0"),
+        (lambda: network()(X, jnp.ones(3)), "sigma has shape (3,) for x of shape (64, 1)"),
+        (lambda: network()(X, jnp.ones((1, 1))), "sigma has shape (1, 1) for x of shape (64, 1)"),
+        (lambda: network()(X.astype(int), 1.0), "x is of int32: must be floating-point numbers"),
+        (lambda: network()(jnp.float32(1.0), 1.0), "x has shape (): must be [batch, ...]"),
+        (lambda: network()(None, 1.0), "x is of object: must be floating-point numbers"),
+        (lambda: dx.gaussian_mixture(np.full((2, 1), np.nan), 1.0), "means holds values that are NaN or infinite"),
+        (lambda: dx.gaussian_mixture([[np.nan]], 1.0), "means = [[nan]]: must be finite"),
+        (lambda: dx.gaussian_mixture(np.zeros((0, 1)), 1.0), "means has shape (0, 1): must be [components, ...]"),
+        (lambda: dx.gaussian_mixture(np.float32(1), 1.0), "must be [components, ...]"),
+        (lambda: dx.gaussian_mixture(None, 1.0), "means = None: must be finite"),
+        (lambda: dx.gaussian_mixture("a", 1.0), "means = 'a': must be finite"),
+        (lambda: dx.gaussian_mixture(np.zeros((2, 1)), np.ones(3)), "std has shape (3,): must be a number or [compo"),
+        (lambda: dx.gaussian_mixture(np.zeros((2, 1)), "1"), "std = '1': must be positive"),
+        (lambda: dx.gaussian_mixture(np.zeros((2, 1)), 1.0, 1.0), "weights has shape (): must be [components] = (2,)"),
+        (lambda: dx.gaussian_mixture(np.zeros((2, 1)), 1.0, [1.0]), "weights has shape (1,): must be"),
+        (lambda: dx.gaussian_mixture(np.zeros((2, 1)), 1.0, [1.0, np.nan]), "must be positive"),
+        (lambda: dx.gaussian_mixture(np.zeros((2, 1)), 1.0)(jnp.ones((3, 2)), 1.0), "with samples of shape (1,)"),
+        (lambda: dx.gaussian_mixture(np.zeros((2, 1)), 1.0)(X, np.inf), "truncate the schedule"),
+        (lambda: dx.gaussian_mixture(np.zeros((2, 1)), 1.0)(X, 1e30), "whose square a float32 holds"),
+        (lambda: dx.gaussian_mixture(np.zeros((2, 1)), 1.0)(X, jnp.ones(2)), "sigma has shape (2,) for x of shape"),
+    ],
+)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_bad_input_is_named(call, words, compiled):
+    if compiled and "whose square" in words:
+        pytest.skip("rounded by a compiled operation: traced")
+    with pytest.raises(ValueError) as error:
+        (jax.jit(call) if compiled else call)()
+    assert words in str(error.value)

@@ -42,3 +42,20 @@ def test_an_even_cover_lowers_the_variance_of_an_average():
     }
     assert spread["stratified"] < spread["iid"] / 10 and spread["low_discrepancy"] < spread["iid"] / 4
     assert spread["antithetic"] < spread["iid"] / 2
+
+
+@pytest.mark.parametrize("name", DRAWS)
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((jax.random.key(0), 0), "n = 0: must be an integer from 1"),
+        ((jax.random.key(0), 2.0), "n = 2.0: must be an integer from 1"),
+        ((jax.random.key(0), 10**12), "n = 1000000000000: must be an integer from 1 to 16777216"),
+        ((None, 3), "key = None: must be a JAX key"),
+        ((0, 3), "key = 0: must be a JAX key"),
+    ],
+)
+def test_bad_input_is_named(name, arguments, words):
+    with pytest.raises(ValueError) as error:
+        DRAWS[name](*arguments)
+    assert words in str(error.value)

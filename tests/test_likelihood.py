@@ -349,9 +349,25 @@ def test_results_do_not_depend_on_the_batch(name):
     [
         ({"schedule": dx.schedules.cosine()}, "schedule has logSNR -inf to inf: must have finite ends"),
         ({"schedule": dx.schedules.edm()}, "finite ends"),
-        ({"draws": 0}, "draws = 0: must be an integer >= 1"),
-        ({"steps": 2.5}, r"steps = 2\.5: must be an integer >= 1"),
-        ({"levels": 1}, "levels = 1: must be an integer >= 2"),
+        ({"draws": 0}, "draws = 0: must be an integer from 1 to 100000"),
+        ({"draws": 10**7}, "draws = 10000000: must be an integer from 1 to 100000"),
+        ({"steps": 2.5}, r"steps = 2\.5: must be an integer from 1 to 100000"),
+        ({"steps": 10**9}, "steps = 1000000000: must be an integer from 1 to 100000"),
+        ({"levels": 1}, "levels = 1: must be an integer from 2 to 65536"),
+        ({"levels": 2.5}, r"levels = 2\.5: must be an integer from 2"),
+        ({"dequantise": "yes"}, "dequantise = 'yes': must be one of True, False"),
+        ({"schedule": dx.schedules.edm}, "schedule = edm: is a function: did you forget the parentheses"),
+        ({"schedule": None}, "schedule = None: must be a Schedule"),
+        ({"key": None}, "key = None: must be a JAX key"),
+        ({"key": 0}, "key = 0: must be a JAX key"),
+        ({"index": jnp.arange(3)}, r"index has shape \(3,\): must be \[batch\] = \(2,\)"),
+        ({"index": jnp.zeros(2)}, "index is of float32: must be integers"),
+        ({"sigma_data": "1"}, "sigma_data = '1': must be positive"),
+        ({"sigma_data": np.ones(2)}, r"sigma_data has shape \(2,\): must be one number"),
+        ({"x0": np.zeros((2, 3), np.uint8)}, "x0 is of uint8: must be floating-point numbers: scale pictures"),
+        ({"x0": jnp.full((2, 3), np.nan)}, "x0 = .*: must be finite"),
+        ({"x0": None}, "x0"),
+        ({"denoise": None}, "denoise = None: must be a function"),
         ({"levels": 7}, "x0 is not on the levels of levels = 7"),
         ({"dequantise": True}, "dequantise = True: must come with levels"),
         ({"sigma_data": 0.0}, r"sigma_data = 0\.0: must be positive"),
@@ -359,8 +375,9 @@ def test_results_do_not_depend_on_the_batch(name):
 )
 def test_bad_arguments_of_the_bound(options, message):
     options = {"schedule": truncated("edm")} | options
+    options = {"denoise": gaussian(1.0), "x0": jnp.full((2, 3), 0.2), "key": KEY} | options
     with pytest.raises(ValueError, match=message):
-        likelihood.elbo_bits_per_dim(gaussian(1.0), jnp.full((2, 3), 0.2), KEY, **options)
+        likelihood.elbo_bits_per_dim(**options)
 
 
 def test_infinite_ends_are_found_under_jit():
@@ -376,18 +393,103 @@ def test_infinite_ends_are_found_under_jit():
     [
         ({"sigma_min": 0.0}, r"sigma_min = 0\.0: must be positive"),
         ({"sigma_min": 3.0, "sigma_max": 2.0}, r"sigma_min = 3\.0: must be less than sigma_max = 2\.0"),
-        ({"sigma_max": np.inf}, "sigma_max = inf: must be finite"),
-        ({"probes": 0}, "probes = 0: must be an integer >= 1"),
+        ({"sigma_max": np.inf}, "sigma_max = inf: must be positive and finite"),
+        ({"sigma_max": 1e30}, r"sigma_max = 1e\+30: must lie in"),
+        ({"sigma_min": None}, "sigma_min = None: must be positive"),
+        ({"probes": 0}, "probes = 0: must be an integer from 1 to 10000"),
+        ({"key": "zzz"}, "key = 'zzz': must be a JAX key"),
+        ({"index": [0, 1, 2]}, r"index has shape \(3,\)"),
         ({"probes": 1}, "key = None: must be a JAX key"),
         ({"levels": 16}, "key = None: must be a JAX key"),
         ({"rtol": -1.0}, r"rtol = -1\.0: must be positive"),
-        ({"max_steps": 0}, "max_steps = 0: must be an integer >= 1"),
+        ({"max_steps": 0}, "max_steps = 0: must be an integer from 1"),
     ],
 )
 def test_bad_arguments_of_the_ode(options, message):
     options = {"sigma_min": 0.01, "sigma_max": 80.0} | options
     with pytest.raises(ValueError, match=message):
         likelihood.ode_bits_per_dim(gaussian(1.0), jnp.full((2, 3), 0.2), **options)
+
+
+BOUNDS = {
+    "elbo": lambda denoise, x, index: likelihood.elbo_bits_per_dim(
+        denoise, x, KEY, schedule=truncated("edm"), draws=4, index=index
+    ),
+    "elbo in steps": lambda denoise, x, index: likelihood.elbo_bits_per_dim(
+        denoise, x, KEY, schedule=truncated("edm"), draws=4, steps=4, index=index
+    ),
+    "elbo of levels": lambda denoise, x, index: likelihood.elbo_bits_per_dim(
+        denoise, x, KEY, schedule=truncated("edm"), draws=4, levels=4, index=index
+    ),
+    "ode": lambda denoise, x, index: likelihood.ode_bits_per_dim(
+        denoise, x, sigma_min=0.01, sigma_max=80.0, rtol=1e-3, atol=1e-3, index=index
+    ),
+    "ode with probes": lambda denoise, x, index: likelihood.ode_bits_per_dim(
+        denoise, x, KEY, sigma_min=0.01, sigma_max=80.0, probes=2, levels=4, rtol=1e-3, atol=1e-3, index=index
+    ),
+}
+
+
+@pytest.mark.parametrize("output", [lambda x: x[:, 0], lambda x: x[:, :1], lambda x: x[:1], lambda x: None])
+@pytest.mark.parametrize("name", ["elbo", "ode"])
+def test_an_output_of_another_shape_is_refused(name, output):
+    """[4, 1] - [4] would be broadcast to [4, 4], silently."""
+    with pytest.raises(ValueError, match=r"denoise gave .*: must be"):
+        BOUNDS[name](lambda x, sigma: output(x), jnp.full((4, 2), 1 / 3), None)
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_the_dtype_is_that_of_the_data(name):
+    """With 64 bits enabled too, whatever the denoiser and the schedule give; in float64 the numbers are the same."""
+    x = np.float32([[1 / 3, -1], [-1 / 3, 1 / 3], [1, -1], [1, 1 / 3]])
+    narrow = BOUNDS[name](gaussian(0.7), x, None)
+    with jax.enable_x64(True):
+
+        def denoise(x, sigma):
+            return gaussian(jnp.asarray(0.7, x.dtype))(x, sigma).astype(jnp.float64)
+
+        with jax.numpy_dtype_promotion("strict"):
+            wide = BOUNDS[name](denoise, x, None)
+        widest = BOUNDS[name](denoise, x.astype(np.float64), None)
+    assert {leaf.dtype for leaf in wide[:4]} == {np.dtype(np.float32)}
+    assert {leaf.dtype for leaf in widest[:4]} == {np.dtype(np.float64)}
+    # The noise is another with 64 bits; what does not depend on it is not.
+    np.testing.assert_allclose(wide[0 if name == "ode" else 1], narrow[0 if name == "ode" else 1], rtol=1e-3)
+    if name == "ode":
+        np.testing.assert_allclose(widest.bits, narrow.bits, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_shards_at_the_defaults_of_shard_map(name):
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    rows = jax.sharding.PartitionSpec("data")
+    x, index = jnp.float32([[1 / 3, -1], [-1 / 3, 1 / 3], [1, -1], [1, 1 / 3]]), jnp.arange(4)
+
+    def bits(x, index):
+        return BOUNDS[name](gaussian(0.7), x, index)
+
+    split = jax.jit(jax.shard_map(bits, mesh=mesh, in_specs=(rows, rows), out_specs=rows))(x, index)
+    for part, whole in zip(split, bits(x, index), strict=True):
+        np.testing.assert_allclose(part, whole, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["elbo", "ode with probes"])
+def test_keys_of_every_implementation_give_each_sample_its_own(name):
+    x = jnp.full((4, 2), 1 / 3)
+    for impl in ("rbg", "unsafe_rbg"):
+        with jax.default_prng_impl(impl):
+            key = jax.random.key(3, impl=impl)
+            bound = {
+                "elbo": lambda x, index, key=key: likelihood.elbo_bits_per_dim(
+                    gaussian(0.7), x, key, schedule=truncated("edm"), draws=2, sigma_data=0.3, index=index
+                ),
+                "ode with probes": lambda x, index, key=key: likelihood.ode_bits_per_dim(
+                    correlated(COV[:2, :2]), x, key, sigma_min=0.1, sigma_max=9.0, probes=1, levels=4, index=index
+                ),
+            }[name]
+            whole, last = bound(x, None).bits, bound(x[2:], jnp.arange(2, 4)).bits
+        assert len(set(np.asarray(whole).tolist())) == 4
+        np.testing.assert_allclose(last, whole[2:], rtol=1e-4, atol=1e-4)
 
 
 def test_empty_data_is_refused():

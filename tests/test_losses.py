@@ -98,3 +98,197 @@ def test_nothing_is_infinite_at_extreme_levels():
             )[0]
         )(0.1)
         assert np.isfinite(loss) and np.isfinite(grads)
+
+
+# ---- SNR 0, and data without noise ----------------------------------------------------------------------------------
+
+P, W, S = dx.preconditioning, dx.weightings, dx.schedules
+KEY = jax.random.key(5)
+DATA = np.float32(np.random.default_rng(1).normal(size=(16, 6)))
+
+
+def nothing(params, x, c_noise, cond):
+    assert params is None
+    return 0 * x
+
+
+@pytest.mark.parametrize(
+    ("pre", "weighting", "noisy", "clean"),
+    [
+        # what the plain error of F = 0 is: the mean square of a x_0 + b n, with (a, b) at SNR 0 and at SNR inf
+        (P.v(), W.target(P.v()), (-1, 0), (0, 1)),
+        (P.x0(), W.uniform(), (1, 0), (1, 0)),
+        (P.eps(), W.snr(), (0, 1), (0, 1)),
+        (P.flow(), W.target(P.flow()), (-1, 1), (-1, 1)),
+        (P.edm(0.5), W.edm(0.5), (2, 0), (0, -1)),
+    ],
+    ids=["v", "x0", "eps", "flow", "edm"],
+)
+def test_the_loss_at_snr_0_and_without_noise_is_that_of_the_limit(pre, weighting, noisy, clean):
+    n = np.float64(dx.noise.normal(jax.random.split(KEY)[1], jnp.arange(16), (6,)))
+    assert S.cosine()(1.0) == -np.inf and S.cosine()(0.0) == np.inf
+    for u, (a, b) in ((1.0, noisy), (0.0, clean)):
+        objective = lambda x0, u=u: dx.losses.denoising(
+            nothing,
+            None,
+            KEY,
+            x0,
+            schedule=S.cosine(),
+            preconditioning=pre,
+            weighting=weighting,
+            draw=lambda key, n: jnp.full(n, u),
+        )
+        loss, aux = jax.jit(objective)(DATA)
+        np.testing.assert_allclose(aux.loss, np.mean((a * DATA + b * n) ** 2, -1), rtol=1e-4)
+        assert np.isfinite(loss) and np.isfinite(aux.logsnr).all()
+
+
+def test_a_schedule_with_heavy_tails_has_a_finite_loss():
+    """Of a Cauchy distribution a level is beyond logSNR 1000 every 1571 draws: sigma is 0 or infinite there."""
+    x0 = jnp.ones((8192, 1))
+    loss, aux = dx.losses.denoising(nothing, None, KEY, x0, schedule=S.cauchy(0.0, 1.0))
+    assert np.isfinite(loss) and np.isfinite(aux.loss).all() and abs(aux.logsnr).max() == 80
+
+
+# ---- noise of one's own ---------------------------------------------------------------------------------------------
+
+
+def test_noise_and_levels_of_another_library():
+    """With its numbers the loss is its loss, here in numpy float64."""
+    random = np.random.default_rng(2)
+    x0, n, u = random.normal(size=(8, 3)), random.normal(size=(8, 3)), random.uniform(0.1, 0.9, 8)
+    _, aux = dx.losses.denoising(
+        linear,
+        0.3,
+        KEY,
+        jnp.float32(x0),
+        schedule=S.cosine(),
+        preconditioning=P.eps(),
+        weighting=W.snr(),
+        draw=lambda key, count: jnp.float32(u),
+        noise=lambda key, index, shape, dtype: jnp.float32(n)[index],
+    )
+    alpha, sigma_t = np.cos(np.pi * u / 2)[:, None], np.sin(np.pi * u / 2)[:, None]
+    predicted = 0.3 * (alpha * x0 + sigma_t * n) + np.log(sigma_t / alpha) / 4
+    np.testing.assert_allclose(aux.loss, np.mean((predicted - n) ** 2, -1), rtol=1e-5)
+    part = dx.losses.Part(jnp.array([5, 2]), 8)
+    _, some = dx.losses.denoising(
+        linear,
+        0.3,
+        KEY,
+        jnp.float32(x0[[5, 2]]),
+        schedule=S.cosine(),
+        preconditioning=P.eps(),
+        weighting=W.snr(),
+        draw=lambda key, count: jnp.float32(u),
+        noise=lambda key, index, shape, dtype: jnp.float32(n)[index],
+        part=part,
+    )
+    np.testing.assert_allclose(some.loss, aux.loss[np.array([5, 2])], rtol=1e-5)
+
+
+# ---- keys, devices, dtypes ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("implementation", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_a_part_of_a_batch_draws_what_it_would_in_the_whole(implementation):
+    key = jax.random.key(3, impl=implementation)
+    _, whole = dx.losses.denoising(linear, 0.3, key, DATA)
+    for rows in (np.array([3, 0]), np.array([15])):
+        _, part = dx.losses.denoising(linear, 0.3, key, DATA[rows], part=dx.losses.Part(rows, 16))
+        np.testing.assert_allclose(part.logsnr, whole.logsnr[rows], rtol=1e-6)
+        np.testing.assert_allclose(part.loss, whole.loss[rows], rtol=1e-5)
+    keys = jnp.stack([key, jax.random.key(4, impl=implementation)])
+    losses = jax.vmap(lambda key: dx.losses.denoising(linear, 0.3, key, DATA)[0])(keys)
+    np.testing.assert_allclose(losses[1], dx.losses.denoising(linear, 0.3, keys[1], DATA)[0], rtol=1e-5)
+
+
+def test_under_shard_map_each_device_has_its_rows():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))
+    spec = jax.sharding.PartitionSpec("data")
+    loss = lambda x0, rows: dx.losses.denoising(linear, 0.3, KEY, x0, part=dx.losses.Part(rows, 16))[1]
+    split = jax.jit(jax.shard_map(loss, mesh=mesh, in_specs=(spec, spec), out_specs=spec))
+    whole, parts = loss(DATA, jnp.arange(16)), split(DATA, jnp.arange(16))
+    np.testing.assert_allclose(parts.logsnr, whole.logsnr, rtol=1e-5)
+    np.testing.assert_allclose(parts.loss, whole.loss, rtol=1e-4)
+
+
+@pytest.mark.parametrize("promotion", ["standard", "strict"])
+@pytest.mark.parametrize("pre", [P.edm(), P.v(), P.flow()])
+def test_with_x64_the_loss_has_the_dtype_of_the_data(promotion, pre):
+    with jax.enable_x64(True), jax.numpy_dtype_promotion(promotion):
+        for dtype in (jnp.float32, jnp.float64)[: 2 if promotion == "standard" else 1]:
+            seen = []
+            apply = lambda p, x, c, cond, seen=seen: seen.extend([x.dtype, c.dtype]) or 0 * x
+            loss, aux = jax.eval_shape(
+                lambda x0, apply=apply: dx.losses.denoising(apply, None, KEY, x0, preconditioning=pre),
+                jnp.asarray(DATA, dtype),
+            )
+            assert {loss.dtype, aux.loss.dtype, aux.logsnr.dtype, *seen} == {jnp.dtype(dtype)}
+
+
+# ---- mistakes -------------------------------------------------------------------------------------------------------
+
+X = jnp.ones((64, 1))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"apply": lambda p, x, c, cond: x[:, 0]}, "apply gave shape (64,) for x of shape (64, 1): must be the same"),
+        ({"apply": lambda p, x, c, cond: x[:1]}, "apply gave shape (1, 1) for x of shape (64, 1)"),
+        ({"apply": lambda p, x, c, cond: None}, "apply gave None: must be an array of shape (64, 1)"),
+        ({"apply": lambda p, x, c, cond: (x, x)}, "apply gave a tuple: must be an array"),
+        ({"apply": lambda p, x, c, cond: x.astype(int)}, "apply gave int32: must be floating-point"),
+        ({"apply": None}, "apply = None: must be a function apply(params, x, c_noise, cond)"),
+        ({"key": None}, "key = None: must be a JAX key"),
+        ({"key": 0}, "key = 0: must be a JAX key"),
+        ({"x0": jnp.ones((4, 2), int)}, "x0 is of int32: must be floating-point numbers"),
+        ({"x0": np.ones((4, 2), np.uint8)}, "x0 is of uint8: must be floating-point numbers: scale pictures"),
+        ({"x0": jnp.ones((4, 2), complex)}, "x0 is of complex64: must be floating-point numbers"),
+        ({"x0": jnp.ones((0, 2))}, "x0 has shape (0, 2): must be [batch, ...] with at least one sample"),
+        ({"x0": jnp.float32(1)}, "x0 has shape (): must be [batch, ...]"),
+        ({"x0": "x0"}, "x0 is of <U2: must be floating-point numbers"),
+        ({"schedule": S.edm}, "schedule = edm: is a function: did you forget the parentheses?"),
+        ({"schedule": "edm"}, "schedule = 'edm': must be a Schedule such as dx.schedules.edm()"),
+        (
+            {"schedule": S.per_pixel(S.learned_init(KEY), jnp.ones((64, 2)))},
+            "schedule has logSNR of shape (64, 2)",
+        ),
+        ({"preconditioning": P.edm}, "preconditioning = edm: is a function: did you forget the parentheses?"),
+        ({"weighting": W.edm}, "weighting = edm: is a function: did you forget the parentheses?"),
+        ({"weighting": 1.0}, "weighting = 1.0: must be a Weighting such as"),
+        ({"draw": None}, "draw = None: must be a function draw(key, n)"),
+        ({"draw": lambda key, n: jnp.ones(n - 1)}, "draw gave shape (63,): must be [n] = (64,)"),
+        ({"draw": lambda key, n: jnp.ones((n, 1))}, "draw gave shape (64, 1): must be [n] = (64,)"),
+        ({"draw": lambda key, n: jnp.float32(0.5)}, "draw gave shape (): must be [n] = (64,)"),
+        ({"draw": lambda key, n: jnp.arange(n)}, "must be [n] = (64,) floating-point numbers"),
+        ({"draw": lambda key, n: None}, "draw gave None: must be [n] = (64,)"),
+        ({"noise": 0.5}, "noise = 0.5: must be a function noise(key, index, shape, dtype)"),
+        ({"noise": lambda key, index, shape, dtype: jnp.ones(64)}, "noise gave shape (64,) for x of shape (64, 1)"),
+        ({"part": (jnp.arange(64), 64)}, "must be a Part such as dx.losses.Part(rows, whole)"),
+        ({"part": dx.losses.Part(jnp.arange(3), 64)}, "part.rows has shape (3,): must be [batch] = (64,)"),
+        ({"part": dx.losses.Part(jnp.ones(64), 64)}, "part.rows is of float32: must be integers"),
+        ({"part": dx.losses.Part(jnp.arange(64) + 1, 64)}, "must lie in [0, 63]"),
+        ({"part": dx.losses.Part(jnp.arange(64), 0)}, "part.whole = 0: must be an integer >= 1"),
+        ({"part": dx.losses.Part(jnp.arange(64), "64")}, "part.whole = '64': must be an integer >= 1"),
+    ],
+)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_bad_input_is_named(options, words, compiled):
+    arguments = {"apply": lambda p, x, c, cond: x, "key": KEY, "x0": X} | options
+
+    def loss():
+        apply, key, x0 = (arguments[name] for name in ("apply", "key", "x0"))
+        rest = {k: v for k, v in arguments.items() if k not in ("apply", "key", "x0")}
+        return dx.losses.denoising(apply, None, key, x0, **rest)[0]
+
+    with pytest.raises(ValueError) as error:
+        (jax.jit(loss) if compiled else loss)()
+    assert words in str(error.value)
+
+
+def test_levels_that_are_no_share_are_named():
+    for value in (1.5, np.nan):
+        with pytest.raises(ValueError, match=r"draw = .*: must lie in \[0, 1\]"):
+            dx.losses.denoising(nothing, None, KEY, X, draw=lambda key, n, value=value: jnp.full(n, value))

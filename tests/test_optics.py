@@ -10,6 +10,7 @@ from diffax import optics
 
 RANDOM = np.random.default_rng(0)
 IMAGE = RANDOM.uniform(size=(2, 48, 40, 1))
+FLAT = np.ones((4, 4, 1))
 LIGHT = dict(wavelength=0.5, pixel=0.4)  # all frequencies of these pixels propagate: 0.4 > 0.5 / sqrt(2)
 
 
@@ -108,6 +109,28 @@ def test_defocus_is_that_of_numpy_in_float64():
     np.testing.assert_allclose(got[..., 0], np.abs(np.fft.ifft2(spectrum)) ** 2, atol=2e-5)
 
 
+@pytest.mark.parametrize("implementation", ["rbg", "unsafe_rbg"])
+def test_photons_are_counted_with_keys_of_any_implementation(implementation):
+    key, flat = jax.random.key(0, impl=implementation), np.ones((3, 4, 4, 1))
+    whole = optics.photons(key, flat, peak=30.0, read_noise=1.0)
+    np.testing.assert_array_equal(optics.photons(key, flat[:2], peak=30.0, read_noise=1.0, index=[1, 2]), whole[1:])
+    assert not (whole[0] == whole[1]).any()
+
+
+def test_with_x64_and_strict_promotion_images_keep_their_dtype():
+    image = np.float32(IMAGE)
+    for wide, promotion in ((True, "standard"), (False, "strict")):
+        with jax.enable_x64(wide), jax.numpy_dtype_promotion(promotion):
+            for found in (
+                optics.blur(image, optics.gaussian((48, 40), 1.0)),
+                optics.binned(image, 2),
+                optics.photons(jax.random.key(0), image, peak=10.0, read_noise=1.0),
+                optics.defocused(image, (1.0,), **LIGHT),
+                jnp.abs(optics.propagate(image, 1.0, **LIGHT)),
+            ):
+                assert found.dtype == jnp.float32
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
@@ -120,6 +143,38 @@ def test_defocus_is_that_of_numpy_in_float64():
         (lambda: optics.propagation((4, 4), 1.0, wavelength=0.0), "wavelength = 0.0: must be positive"),
         (lambda: optics.propagation((4, 4), np.nan, wavelength=1.0), "distance = nan: must be finite"),
         (lambda: optics.defocused(np.ones((4, 4, 2)), (1.0,), wavelength=1.0), "phase has shape (4, 4, 2): must be"),
+        (lambda: optics.defocused(np.ones((4, 1)), (1.0,), wavelength=1.0), "phase has shape (4, 1): must be [...,"),
+        (lambda: optics.defocused(FLAT, (), wavelength=1.0), "distances = (): must be finite"),
+        (lambda: optics.defocused(FLAT, 1.0, wavelength=1.0), "distances = 1.0: must be a sequence"),
+        (lambda: optics.defocused(FLAT, None, wavelength=1.0), "distances = None: must be finite"),
+        (lambda: optics.defocused(FLAT, (np.nan,), wavelength=1.0), "must be finite"),
+        (lambda: optics.defocused(FLAT, ("1",), wavelength=1.0), "distances = ('1',): must be finite"),
+        (lambda: optics.gaussian(4, 1.0), "shape = 4: must be (height, width)"),
+        (lambda: optics.gaussian((4,), 1.0), "shape = (4,): must be (height, width)"),
+        (lambda: optics.gaussian((4, 0), 1.0), "shape[1] = 0: must be an integer from 1"),
+        (lambda: optics.gaussian((4, 4.0), 1.0), "shape[1] = 4.0: must be an integer from 1"),
+        (lambda: optics.gaussian((4, 4), "1"), "sigma = '1': must be"),
+        (lambda: optics.gaussian((4, 4), np.ones(2)), "sigma has shape (2,): must be one number"),
+        (lambda: jax.jit(lambda s: optics.gaussian((4, 4), s))(1.0), "sigma is traced by JAX: must be a constant"),
+        (lambda: optics.airy((4, 4), None), "radius = None: must be"),
+        (lambda: optics.blur(np.ones((4, 4)), np.ones((4, 4))), "image has shape (4, 4): must be [..., height, width"),
+        (lambda: optics.blur("a", np.ones((4, 4))), "image = 'a': must be [..., height, width, channels] numbers"),
+        (lambda: optics.blur(FLAT + 1j, np.ones((4, 4))), "image is of complex128: must be real numbers"),
+        (lambda: optics.blur(FLAT, np.ones((4, 4)) + 1j), "must be [height, width] real numbers"),
+        (lambda: optics.blur(FLAT, None), "transfer = None: must be [height, width] real numbers"),
+        (lambda: optics.binned(np.ones(4), 2), "image has shape (4,): must be [..., height, width, channels]"),
+        (lambda: optics.binned(FLAT, "2"), "factor = '2': must be an integer"),
+        (lambda: optics.binned(FLAT[:0], 2), "image has shape (0, 4, 1): must be [..., height, width, channels], not"),
+        (lambda: optics.photons(None, IMAGE, peak=1.0), "key = None: must be a JAX key"),
+        (lambda: optics.photons(jax.random.key(0), FLAT, peak=1.0), "intensity has shape (4, 4, 1): must be [batch,"),
+        (lambda: optics.photons(jax.random.key(0), np.nan * IMAGE, peak=1.0), "intensity holds values that are NaN"),
+        (lambda: optics.photons(jax.random.key(0), IMAGE, peak=1e12), "peak = 1000000000000.0: must be at most 1e+09"),
+        (lambda: optics.photons(jax.random.key(0), IMAGE, peak=1.0, index=[0]), "index has shape (1,): must be [ba"),
+        (lambda: optics.photons(jax.random.key(0), IMAGE, peak=1.0, read_noise=None), "read_noise = None: must lie in"),
+        (lambda: optics.propagate(np.ones(4), 1.0, wavelength=1.0), "field has shape (4,): must be [..., height,"),
+        (lambda: optics.propagate(FLAT, "1", wavelength=1.0), "distance = '1': must be finite"),
+        (lambda: optics.propagate(FLAT, (1.0, 2.0), wavelength=1.0), "distance has shape (2,): must be one number"),
+        (lambda: optics.propagate(FLAT, 1.0, wavelength=1.0, pixel=np.ones(2)), "pixel has shape (2,)"),
     ],
 )
 def test_bad_input_is_named(call, words):

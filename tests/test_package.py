@@ -1,6 +1,7 @@
 """The core imports fast, quietly and without Flax; the arrows of the layout run one way."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -58,3 +59,12 @@ def test_arrows_run_one_way():
 def test_the_lock_pins_versions_and_names_no_host():
     lines = (ROOT / "requirements.lock").read_text().splitlines()
     assert all(re.match(r"[\w.-]+==[\w.]+( ;.*)?$", line) for line in lines)
+
+
+def test_modules_list_their_public_names():
+    modules = [dx, *(getattr(dx, name) for name in dx.__all__ if hasattr(getattr(dx, name), "__all__"))]
+    modules += [importlib.import_module(f"diffax.{name}") for name in ("models", "data", "metrics", "interop")]
+    assert len(modules) > 20
+    for module in modules:
+        assert dir(module) == sorted(module.__all__), module
+        assert all(hasattr(module, name) for name in module.__all__), module

@@ -195,3 +195,40 @@ except ImportError as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "diffax.plot draws with matplotlib: pip install 'diffax[plot]'\n"
+
+
+def test_several_may_be_a_list_with_labels_and_the_legend_left_out():
+    cosine, flow = dx.schedules.cosine(), dx.schedules.flow()
+    for ax in (
+        dx.plot.logsnr([cosine, flow], labels=["a", "b"]),
+        dx.plot.density({"x": cosine, "y": flow}, labels=("a", "b")),
+        dx.plot.grid([[3, 2, 0], np.array([4.0, 1.0])], labels=["a", "b"]),
+        dx.plot.effective([(cosine, dx.weightings.edm()), (flow, dx.weightings.snr())], labels=["a", "b"]),
+    ):
+        assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a", "b"]
+    assert dx.plot.logsnr(cosine, labels="a").get_legend().get_texts()[0].get_text() == "a"
+    assert dx.plot.logsnr([cosine, flow], labels=["a", "b"], legend=False).get_legend() is None
+    assert dx.plot.overview([cosine, flow], 5, labels=["a", "b"], legend=False).legends == []
+
+
+@pytest.mark.parametrize(
+    ("draw", "words"),
+    [
+        (lambda: dx.plot.logsnr(dx.schedules.cosine), "schedules = cosine: is a function: did you forget"),
+        (lambda: dx.plot.density("cosine"), "schedules = 'cosine': must be a Schedule"),
+        (lambda: dx.plot.logsnr([dx.schedules.cosine()]), "must be a Schedule"),
+        (lambda: dx.plot.logsnr([dx.schedules.cosine()], labels=["a", "b"]), "must be 1 different strings"),
+        (lambda: dx.plot.logsnr([dx.schedules.cosine()] * 2, labels=["a", "a"]), "must be 2 different strings"),
+        (lambda: dx.plot.logsnr(dx.schedules.cosine(), labels=3), "labels = 3: must be 1 different strings"),
+        (lambda: dx.plot.logsnr(dx.schedules.cosine(), "here"), "ax = 'here': must be an Axes"),
+        (lambda: dx.plot.grid("karras"), "sigmas = 'karras': must lie in [0, inf]"),
+        (lambda: dx.plot.effective(dx.schedules.cosine()), "must be (schedule, weighting)"),
+        (lambda: dx.plot.noised(np.ones((4, 4)), dx.schedules.cosine), "schedule = cosine: is a function"),
+        (lambda: dx.plot.noised(np.full((4, 4), np.nan), dx.schedules.cosine()), "must be finite"),
+        (lambda: dx.plot.overview(dx.schedules.cosine(), 0), "n = 0: must be an integer >= 1"),
+    ],
+)
+def test_what_cannot_be_drawn_is_named(draw, words):
+    with pytest.raises(ValueError) as error:
+        draw()
+    assert words in str(error.value)

@@ -3,6 +3,8 @@
 The solvers themselves are proved in tests/solvers.
 """
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,12 +87,12 @@ def test_other_dtypes_are_promoted():
         assert x.dtype == sigma.dtype == jnp.float32
         return (x * 0.5).astype(jnp.bfloat16)
 
-    for dtype in (jnp.bfloat16, jnp.float16, jnp.int32):
+    for dtype in (jnp.bfloat16, jnp.float16):
         assert dx.sample(half, jnp.ones((2, 3), dtype), [10.0, 1.0, 0.0]).dtype == jnp.float32
     expected = dx.sample(denoise, start(2), [8.0, 4.0, 1.0, 0.0])
     for sigmas in ([8, 4, 1, 0], jnp.array([8, 4, 1, 0], jnp.float16), np.array([8, 4, 1, 0], np.float64)):
         np.testing.assert_array_equal(dx.sample(denoise, start(2), sigmas), expected)
-    traced = jax.jit(lambda s: dx.sample(denoise, start(2), s))(jnp.array([8, 4, 1, 0], jnp.float16))
+    traced = jax.jit(lambda s: dx.sample(denoise, start(2), s, to_zero=True))(jnp.array([8, 4, 1, 0], jnp.float16))
     np.testing.assert_allclose(traced, expected, atol=1e-5)  # coefficients in float32 at least
 
 
@@ -154,6 +156,35 @@ def test_a_grid_above_zero_is_the_same_in_and_outside_jit():
     np.testing.assert_allclose(jax.jit(solve)(x), solve(x), atol=1e-5)
 
 
+def test_a_traced_grid_says_where_it_ends_or_is_refused():
+    """The step to 0 is another one: a grid cut up under jit gives what it gives outside, or nothing."""
+    exact = lambda x, sigma: x * 0.25 / (0.25 + sigma**2)  # of N(0, 0.5^2)
+    x, whole = jnp.full((1, 1), 80.0), jnp.asarray(grid(40, 80.0))
+    cut = lambda sigmas, to_zero=None: dx.sample(exact, x, sigmas[:21], to_zero=to_zero)
+    expected = cut(whole)
+    with pytest.raises(ValueError, match="to_zero is missing: traced sigmas"):
+        jax.jit(cut)(whole)
+    np.testing.assert_allclose(jax.jit(lambda s: cut(s, False))(whole), expected, rtol=1e-5)
+    # cut at a level and taken as if at 0, it is another number, which must not be told
+    assert np.isnan(jax.jit(lambda s: cut(s, True))(whole)).all()
+
+
+@pytest.mark.parametrize(
+    "sigmas",
+    [
+        [2.0, 3.0, 1.0, 0.0],
+        [2.0, 2.0, 1.0, 0.0],
+        [2.0, 1.0, np.nan, 0.0],
+        [np.inf, 2.0, 1.0, 0.0],
+        [3.0, 2.0, 1.0, 0.5],
+    ],
+)
+def test_traced_sigmas_that_are_no_grid_give_nan(sigmas):
+    solve = jax.jit(lambda s: dx.sample(denoise, start(2), s, solver=S.euler(), to_zero=True))
+    assert np.isfinite(solve(jnp.array([3.0, 2.0, 1.0, 0.0]))).all()
+    assert np.isnan(solve(jnp.array(sigmas))).all()
+
+
 def test_gradients_pass_through_the_denoiser():
     def end(c):
         return dx.sample(lambda x, s: x * c**2 / (c**2 + s**2), jnp.ones((1, 1)), grid(20), solver=S.unipc())[0, 0]
@@ -192,7 +223,7 @@ def test_per_pixel_sigmas(name, traced):
 
     x = np.float32(5 * np.random.default_rng(0).normal(size=(2, 3, 2)))
     sigmas = np.stack([grid(5, high) for high in (5, 6, 7, 8, 9, 10)], 1).reshape(6, 2, 3, 1)
-    solve = lambda sigmas: dx.sample(apart, x, sigmas, solver=SOLVERS[name])
+    solve = lambda sigmas: dx.sample(apart, x, sigmas, solver=SOLVERS[name], to_zero=True)
     each = np.broadcast_to(sigmas, (6, 2, 3, 2)).reshape(6, -1)
     alone = dx.sample(one, x.reshape(-1, 1), each, solver=SOLVERS[name])
     got = jax.jit(solve)(jnp.asarray(sigmas)) if traced else solve(sigmas)
@@ -204,6 +235,30 @@ def test_a_sample_does_not_depend_on_its_batch(name):
     x, sigmas = start(6), grid(8)
     whole = dx.sample(denoise, x, sigmas, solver=SOLVERS[name])
     np.testing.assert_allclose(whole[2:4], dx.sample(denoise, x[2:4], sigmas, solver=SOLVERS[name]), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "stream"), [("ancestral", 1), ("edm_stochastic", 0), ("dpmpp_2m_sde", 1), ("sa_solver", 1)]
+)
+def test_noise_of_ones_own_is_what_a_key_would_have_drawn(name, stream):
+    x, sigmas, key, solver = start(3), grid(5), jax.random.key(7), getattr(S, name)()
+    count = len(solver.rows(np.float64(sigmas), True).sigma)
+    drawn = jnp.stack(
+        [dx.noise.normal(jax.random.fold_in(key, 2 * i + stream), jnp.arange(3), (2,)) for i in range(count)]
+    )
+    given = dx.sample(denoise, x, sigmas, solver=solver, noise=lambda i, stream: drawn[i])
+    np.testing.assert_allclose(given, dx.sample(denoise, x, sigmas, solver=solver, key=key), atol=1e-5)
+
+
+@pytest.mark.parametrize("factor", [1 / 80, 10.0])
+def test_a_start_that_is_not_at_its_level_is_warned_of(factor):
+    x = 80 * jax.random.normal(jax.random.key(0), (20, 2))
+    with pytest.warns(UserWarning, match=r"at sigmas\[0\] = 80"):
+        dx.sample(denoise, factor * x, grid(3, 80.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dx.sample(denoise, x, grid(3, 80.0))
+        dx.sample(denoise, x / 80 + 1, grid(3, 1.0))  # from an image
 
 
 # ---- reports and bad input ------------------------------------------------------------------------------------------
@@ -274,7 +329,28 @@ PER_PIXEL = np.array([2.0, 1.0, 0.0]).reshape(3, 1, 1) * np.ones((3, 2, 3))
         ({"sigmas": np.array([[2.0, 2.0], [0.0, 1.0]])}, "for every sample or for none"),
         ({"sigmas": np.array([[2.0, 1.0], [1.0, 2.0]])}, "strictly descending"),
         ({"solver": "heun"}, "solver = 'heun'"),
-        ({"solver": S.heun}, "must be a solver such as dx.solvers.heun()"),
+        ({"solver": S.heun}, "solver = heun: is a function: did you forget the parentheses?"),
+        ({"solver": 3}, "must be a Solver such as dx.solvers.heun()"),
+        ({"x": jnp.ones((2, 3), int)}, "x is of int32: must be floating-point numbers"),
+        ({"x": jnp.ones((2, 3), jnp.complex64)}, "x is of complex64"),
+        ({"x": "noise"}, "x is of <U5"),
+        ({"x": None}, "x is of object"),
+        ({"denoise": None}, "denoise = None: must be a function denoise(x, sigma) -> x0"),
+        ({"denoise": lambda x, s: None}, "denoise gave None"),
+        ({"denoise": lambda x, s: (x, x)}, "denoise gave a tuple"),
+        ({"denoise": lambda x, s: x > 0}, "denoise gave bool"),
+        ({"sigmas": dx.schedules.karras()}, "as dx.schedules.sigmas(schedule, n) makes of a"),
+        ({"sigmas": dx.schedules.karras}, "dx.schedules.sigmas(schedule, n)"),
+        ({"sigmas": "plain"}, "sigmas = 'plain': must be an array"),
+        ({"sigmas": None}, "sigmas = None: must be an array"),
+        ({"sigmas": [2.0 + 1j, 0.0]}, "must be an array"),
+        ({"key": "zzz"}, "key = 'zzz': must be a JAX key"),
+        ({"key": 0}, "key = 0: must be a JAX key"),
+        ({"key": jax.random.split(jax.random.key(0), 2)}, "key holds 2 keys"),
+        ({"to_zero": False}, "to_zero = False: must be True"),
+        ({"to_zero": "no"}, "to_zero = 'no': must be one of None, True, False"),
+        ({"noise": 3}, "noise = 3: must be a function"),
+        ({"noise": lambda i, stream: jnp.ones(3), "solver": S.ancestral()}, "noise gave shape (3,)"),
         ({"x": 1.0}, "x has shape ()"),
         ({"x": jnp.ones((0, 3))}, "with at least one sample"),
         ({"index": jnp.arange(3)}, "index has shape (3,): must be [batch] = (2,)"),

@@ -101,3 +101,61 @@ def test_the_learned_schedule_is_a_loaded_beam(weight):
 def test_without_the_regulariser_all_of_u_goes_to_noise():
     u, signal = learn(0.0, 150, rate=10.0)
     assert signal[u >= 0.2].max() < 0.05
+
+
+def test_a_schedule_that_ends_in_pure_noise_leaves_nothing():
+    np.testing.assert_array_equal(dx.variational.prior(S.cosine(), X0), 0)  # logSNR -inf at u = 1
+
+
+def test_with_x64_and_strict_promotion_all_has_the_dtype_of_the_data():
+    for wide, promotion in ((True, "standard"), (False, "strict")):
+        with jax.enable_x64(wide), jax.numpy_dtype_promotion(promotion):
+            schedule = S.truncate(S.cosine(), -8, 8)
+            objective = lambda x0, s=schedule: dx.variational.conditional(exact, None, KEY, x0, schedule=s)
+            loss, aux = jax.eval_shape(objective, X0)
+            assert loss.dtype == aux.loss.dtype == dx.variational.prior(schedule, X0).dtype == jnp.float32
+
+
+def test_noise_of_ones_own():
+    ones = lambda key, index, shape, dtype: jnp.ones((len(index), *shape), dtype)
+    kind = dict(schedule=S.truncate(S.cosine(), -8, 8), noise=ones)
+    _, aux = dx.variational.conditional(lambda p, x, c, cond: 0 * x, None, KEY, X0, **kind)
+    np.testing.assert_allclose(aux.loss, 1, rtol=1e-5)  # the plain error of the noise, predicted as 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"apply": lambda p, x, c, cond: x[..., 0]}, "apply gave shape (6, 4, 4) for x of shape (6, 4, 4, 1)"),
+        ({"schedule": S.cosine}, "schedule = cosine: is a function: did you forget the parentheses?"),
+        ({"schedule": None}, "schedule = None: must be a Schedule"),
+        ({"preconditioning": dx.preconditioning.v}, "preconditioning = v: is a function"),
+        ({"weighting": dx.weightings.snr}, "weighting = snr: is a function"),
+        ({"draw": lambda key, n: jnp.ones(n + 1)}, "draw gave shape (7,): must be [n] = (6,)"),
+        ({"part": dx.losses.Part(jnp.arange(6), 5)}, "must lie in [0, 4]"),
+        ({"prior_weight": "2"}, "prior_weight = '2': must be finite"),
+        ({"prior_weight": jnp.ones(6)}, "prior_weight has shape (6,): must be one number"),
+        ({"curvature_weight": np.nan}, "curvature_weight = nan: must be finite"),
+        ({"key": 0}, "key = 0: must be a JAX key"),
+        ({"x0": X0.astype(int)}, "x0 is of int64: must be floating-point numbers"),
+    ],
+)
+def test_bad_input_is_named(options, words):
+    good = dict(apply=exact, params=None, key=KEY, x0=X0, schedule=S.truncate(S.cosine(), -8, 8))
+    with pytest.raises(ValueError) as error:
+        dx.variational.conditional(**(good | options))
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((S.cosine, X0), "schedule = cosine: is a function"),
+        ((S.cosine(), np.arange(3)), "x0 is of int64"),
+        ((S.per_pixel(S.learned_init(KEY), jnp.ones((6, 3))), X0[..., 0, 0]), "schedule has logSNR of shape (6, 3)"),
+    ],
+)
+def test_bad_input_of_the_prior_is_named(arguments, words):
+    with pytest.raises(ValueError) as error:
+        dx.variational.prior(*arguments)
+    assert words in str(error.value)

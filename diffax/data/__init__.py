@@ -11,8 +11,11 @@ downloads it. All are prepared once, as ArrayRecord files, and read without Tens
 needs to prepare some sets of its own, cifar10 among them).
 """
 
+from diffax._public import list_names
 from diffax.data.batches import batches
 from diffax.data.raw import DataError
 from diffax.data.sources import Dataset, from_unit, load, to_unit
 
 __all__ = ["DataError", "Dataset", "batches", "from_unit", "load", "to_unit"]
+
+list_names(__name__)

@@ -24,6 +24,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from diffax import _check
 from diffax.data import raw
 from diffax.data.raw import DataError
 
@@ -74,6 +75,11 @@ def load(name: str, split: str = "train", data_dir: str | os.PathLike[str] | Non
         absent, preparing or reading fails, the split has no examples, or the images are of a kind
         that is not supported.
     """
+    for argument, value in (("name", name), ("split", split)):
+        if not isinstance(value, str):
+            raise DataError(f"{argument} = {_check.shown(value)}: must be a text such as 'digits' or 'train'")
+    if data_dir is not None and not isinstance(data_dir, str | os.PathLike):
+        raise DataError(f"data_dir = {_check.shown(data_dir)}: must be the path of a folder")
     root = Path(data_dir or os.environ.get("DIFFAX_DATA_DIR") or "~/.cache/diffax").expanduser()
     builder = _prepared(name, root)
     shape, dtype = _image_feature(name, builder.info.features)
@@ -92,25 +98,44 @@ def load(name: str, split: str = "train", data_dir: str | os.PathLike[str] | Non
             f"data set {name!r} cannot be read from {builder.data_path} ({_line(error)}); "
             "delete that folder to have it prepared again"
         ) from error
-    return Dataset(name, split, shape, num_classes, raw.LEVELS.get(name, 256), size, read)
+    return Dataset(name, split, shape, num_classes, raw.LEVELS.get(name, 256), size, _inside(size, read))
 
 
 def to_unit(image: ArrayLike, levels: int) -> Array:
-    """Pixels in [0, levels - 1] -> float32 in [-1, 1], of the same shape; 2 <= levels <= 256."""
-    _check_levels(levels)
-    return (2 * jnp.asarray(image).astype(jnp.float32) - (levels - 1)) / (levels - 1)
+    """Pixels in [0, levels - 1] -> float32 in [-1, 1], of the same shape; 2 <= levels <= 256.
+
+    Raises ValueError unless they are real numbers and, where they have values, finite, and in that range if integers.
+    """
+    pixels = _pixels("image", image, levels)
+    if _check.concrete(pixels) and jnp.issubdtype(pixels.dtype, jnp.integer):
+        low, high = int(np.min(np.asarray(pixels))), int(np.max(np.asarray(pixels)))
+        if low < 0 or high > levels - 1:
+            raise ValueError(f"image holds pixels from {low} to {high}: must lie in [0, levels - 1 = {levels - 1}]")
+    return (2 * jnp.asarray(pixels).astype(jnp.float32) - (levels - 1)) / (levels - 1)
 
 
 def from_unit(x: ArrayLike, levels: int) -> Array:
-    """Values in [-1, 1] -> the nearest pixel, uint8 in [0, levels - 1]; others are clipped."""
-    _check_levels(levels)
-    pixel = (jnp.asarray(x).astype(jnp.float32) + 1) * ((levels - 1) / 2)
+    """Values in [-1, 1] -> the nearest pixel, uint8 in [0, levels - 1]; others are clipped.
+
+    Raises ValueError unless they are real numbers and, where they have values, finite: NaN would become a black pixel.
+    """
+    pixel = (jnp.asarray(_pixels("x", x, levels)).astype(jnp.float32) + 1) * ((levels - 1) / 2)
     return jnp.clip(jnp.round(pixel), 0, levels - 1).astype(jnp.uint8)
 
 
-def _check_levels(levels: int) -> None:
-    if not 2 <= levels <= 256:
-        raise ValueError(f"levels = {levels}: must be in [2, 256]")
+def _pixels(name: str, value: ArrayLike, levels: int) -> Any:
+    _check.whole("levels", levels, 2, 256)
+    if not isinstance(value, Array | np.ndarray):
+        _check.real(name, value)
+        value = np.asarray(value)
+    floating = jnp.issubdtype(value.dtype, jnp.floating)
+    if not floating and not jnp.issubdtype(value.dtype, jnp.integer):
+        raise ValueError(f"{name} is of {value.dtype}: must be real numbers")
+    if not value.size:
+        raise ValueError(f"{name} has shape {value.shape}: must not be empty")
+    if floating and _check.concrete(value):
+        _check.numbers(name, np.asarray(value, np.promote_types(np.float32, value.dtype)))
+    return value
 
 
 def _line(error: Exception) -> str:
@@ -210,6 +235,20 @@ def _size(name: str, split: str, builder: Any) -> int:
     if size == 0:
         raise DataError(f"split = {split!r}: it holds no example of data set {name!r}")
     return size
+
+
+def _inside(size: int, read: Callable[[np.ndarray], dict[str, np.ndarray]]) -> Callable:
+    """`read`, for indices that are there: -1 would be the last example."""
+
+    def checked(indices: np.ndarray) -> dict[str, np.ndarray]:
+        at = np.asarray(indices)
+        if at.ndim != 1 or not np.issubdtype(at.dtype, np.integer):
+            raise ValueError(f"indices = {_check.shown(indices)}: must be [n] integers")
+        if at.size and not (at.min() >= 0 and at.max() < size):
+            raise ValueError(f"indices = {_check.shown(indices)}: must lie in [0, {size - 1}]")
+        return read(at)
+
+    return checked
 
 
 def _lookup(arrays: dict[str, np.ndarray]) -> Callable[[np.ndarray], dict[str, np.ndarray]]:

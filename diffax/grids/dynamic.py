@@ -16,8 +16,9 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from diffax import _check
-from diffax._array import at_least_float32, per_sample
+from diffax._array import per_sample
 from diffax.denoiser import Denoiser
+from diffax.grids.arguments import level, samples, whole
 from diffax.sample import sample
 from diffax.schedules import families, grid
 
@@ -37,20 +38,26 @@ def dynamic(
     """The n-step grid, out of the levels of a fine Karras grid, along which Euler steps stray least.
 
     Args:
-      denoise: the model.
+      denoise: the model, denoise(x, sigma) -> x0 of the shape of x.
       x: pilots [pilots, ...], noise at sigma_max: sigma_max * normal. 32 do.
       n: number of steps, from 1 to `fine`.
       sigma_max, sigma_min: ends of the fine grid, which then steps to 0.
       sigma_data: c, the scale of the data.
-      fine: steps of the fine grid, which are the evaluations per pilot, and as many again for the denoised images.
+      fine: steps of the fine grid, up to 2,000, which are the evaluations per pilot, and as many again for the denoised
+        images. The costs are [fine, fine + 1] numbers.
 
     Returns: sigmas [n + 1] in float64, descending to 0.
 
     Raises: ValueError for arguments that are not as described, and if the denoiser gives NaN.
     """
-    _check.positive("sigma_data", sigma_data)
-    _check.whole("n", n, most=fine)
-    levels = np.asarray(grid.sigmas(families.karras(sigma_min, sigma_max), fine), np.float64)
+    _check.callable_("denoise", denoise, "denoise(x, sigma) -> x0")
+    x = samples("x", x)
+    sigma_min, sigma_max = level("sigma_min", sigma_min), level("sigma_max", sigma_max)
+    _check.less("sigma_min", sigma_min, "sigma_max", sigma_max)
+    sigma_data = level("sigma_data", sigma_data)
+    whole(fine=fine, most=2000)
+    whole(n=n, most=fine)
+    levels = np.array(grid.sigmas(families.karras(sigma_min, sigma_max), fine), np.float64)
     levels[0] = sigma_max
 
     @jax.jit
@@ -60,16 +67,19 @@ def dynamic(
         scale = jnp.sqrt(sigma**2 + sigma_data**2)
 
         def row(i: Array) -> Array:
-            eps = (path[i] - denoise(path[i], sigma[i])) / sigma[i]
+            value = _check.output("denoise", denoise(path[i], sigma[i]), path[i]).astype(path.dtype)
+            eps = (path[i] - value) / sigma[i]
             reached = path[i] + per_sample(sigma - sigma[i], path) * eps
             square = jnp.mean((reached - path) ** 2, axis=tuple(range(2, path.ndim)))
             return jnp.mean(jnp.sqrt(square), axis=1) / scale
 
         return jax.lax.map(row, jnp.arange(fine))
 
-    cost = np.asarray(costs(at_least_float32(x)), np.float64)
+    cost = np.asarray(costs(x), np.float64)
     if not np.isfinite(cost).all():
-        raise ValueError("denoise gives NaN or infinity on the pilots; dx.sample(..., check=True) tells where")
+        raise ValueError(
+            "denoise gives NaN or infinity on the pilots: must be finite; dx.sample(..., check=True) tells where"
+        )
     return levels[shortest_path(cost, n)]
 
 

@@ -16,6 +16,7 @@ noise is carried by the few starts that lie near where two modes part, so for a 
 iteration, are better than few pilots in all.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -26,13 +27,13 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from diffax import _check
-from diffax._array import at_least_float32
 from diffax.denoiser import Denoiser
+from diffax.grids.arguments import fixed, level, samples, whole
 from diffax.grids.plain import plain
 from diffax.sample import sample
-from diffax.solvers import Solver, default
-from diffax.solvers.learned import learned
-from diffax.solvers.linear import Rows
+from diffax.solvers import Solver, adams_bashforth, default
+from diffax.solvers.learned import learned, table_of
+from diffax.solvers.linear import Rows, known
 
 __all__ = ["Fitted", "auto", "fit", "fit_solver"]
 
@@ -63,17 +64,18 @@ def fit(
     """The n-step grid on which a solver comes nearest to the exact end points.
 
     Args:
-      denoise: the model; it is differentiated.
+      denoise: the model, denoise(x, sigma) -> x0 of the shape of x; it is differentiated.
       x: pilots [pilots, ...], noise at sigma_max: sigma_max * normal. 64 do; more hold better on other noise.
-      n: number of steps, >= 1, the last one to sigma = 0.
-      solver: a deterministic solver on fixed steps; None for the default one of `dx.sample`.
+      n: number of steps, 1 to 1,000, the last one to sigma = 0.
+      solver: a deterministic solver that knows its `nfe(n)`, a table or not; None for the default one of `dx.sample`.
+        The steps of the default one depend on what the denoiser gives, so its error is more rugged than a table's.
       start: the grid to begin from [n + 1], by default the best of a few `grids.plain`, an octave of sigma_data apart.
       sigma_max: the first sigma.
       batch: pilots in an iteration, drawn anew in each pass over them; None for all. A denoiser that holds labels of
         its own for each pilot wants all.
       iterations: steps of Adam.
       rate: its largest step, in the logarithm of a step in log sigma; it falls to 0 as a cosine.
-      reference: steps of the fine solution.
+      reference: steps of the fine solution, up to 100,000.
       report: called with (iteration, lowest loss) after each, as for a progress bar.
 
     Returns: sigmas [n + 1], descending to 0, those of the lowest loss over a pass through the pilots; without batches,
@@ -81,8 +83,8 @@ def fit(
 
     Raises: ValueError for arguments that are not as described.
     """
-    solver = default() if solver is None else solver
-    problem = _problem(denoise, x, n, solver, start, sigma_max, batch, iterations, reference, rate)
+    solver = default() if solver is None else _solver(solver, n)
+    problem = _problem(denoise, x, n, solver, start, sigma_max, batch, iterations, reference, rate, report)
     return _best_grid(problem, denoise, iterations, rate, report)
 
 
@@ -98,7 +100,7 @@ def auto(
     Returns: sigmas [n + 1].
     """
     return fit(
-        denoise, jnp.asarray(x)[:64], n, solver=solver, sigma_max=sigma_max, iterations=40, rate=0.1, reference=128
+        denoise, samples("x", x)[:64], n, solver=solver, sigma_max=sigma_max, iterations=40, rate=0.1, reference=128
     )
 
 
@@ -120,31 +122,31 @@ def fit_solver(
 
     The grid is fitted first, in half of the iterations; then jointly, for each step, its length, the level at which the
     denoiser is asked (apart from that of the grid), how much of the state is kept and the weight of each remembered
-    value, at a tenth of the rate. It begins as `solver`, which must be of one evaluation a step: by default
-    `dx.solvers.default` in the time of a flow at the scale of the pilots' ends.
+    value, at a tenth of the rate. It begins as `solver`, a table of coefficients of one evaluation a step: by default
+    Adams-Bashforth's method of order 4 in the time of a flow at the scale of the pilots' ends,
+    adams_bashforth(4, "flow", bootstrap=False, sigma_data=scale).
 
     Args, errors: as `fit`.
 
     Returns: `Fitted(sigmas, solver)`; `dx.solvers.save_learned` writes it to JSON.
     """
-    problem = _problem(denoise, x, n, solver, start, sigma_max, batch, iterations, reference, rate)
+    if solver is not None:  # before work is spent
+        _one_each(_solver(solver, n), plain(n))
+    problem = _problem(denoise, x, n, solver, start, sigma_max, batch, iterations, reference, rate, report)
     base = problem.solver
-    table = base.rows(problem.start, True)
-    if len(table.sigma) != n or table.before is not None:
-        raise ValueError(
-            f"solver makes {len(table.sigma)} evaluations in {n} steps: must be one that makes one in each"
-        )
+    table = _one_each(base, problem.start)
 
     def build(params: Any) -> tuple[Array, Solver]:
         sigmas = _grid(problem, params["gaps"])
         rows: Rows = base.rows(sigmas, True)
+        rows = jax.tree.map(lambda c: jnp.asarray(c, sigmas.dtype), rows._replace(ends=None))
 
         def free(field: Array, change: Array, used: Any) -> Array:
             """In proportion to the weight of the newest value; what is not used, from before the start, stays so."""
-            return field + jnp.abs(field[:, 1:2]) * change * (used != 0)
+            return field + jnp.where(used != 0, jnp.abs(field[:, 1:2]) * change, 0)
 
         point = free(rows.point, params["point"], table.point)
-        state = point if rows.state is rows.point else free(rows.state, params["state"], table.state)
+        state = point if table.state is table.point else free(rows.state, params["state"], table.state)
         return sigmas, learned(
             sigmas, rows._replace(sigma=rows.sigma * jnp.exp(params["level"]), point=point, state=state)
         )
@@ -160,8 +162,8 @@ def fit_solver(
 
     params = _minimise(problem, denoise, build, params, iterations - first, rate / 10, late)
     found, changed = build(params)
-    rows = jax.tree.map(lambda c: np.asarray(c, np.float64), changed.rows(found, True)._replace(ends=None))
-    sigmas = np.asarray(found, np.float64)
+    rows = jax.tree.map(lambda c: np.array(c, np.float64), changed.rows(found, True))
+    sigmas = np.array(found, np.float64)
     return Fitted(sigmas, learned(sigmas, rows))
 
 
@@ -189,34 +191,60 @@ def _problem(
     iterations: int,
     reference: int,
     rate: float,
+    report: Report | None,
 ) -> _Problem:
-    _check.positive("sigma_max", sigma_max)
-    _check.finite("rate", rate)
-    _check.between("rate", rate, 0, np.inf)
-    for name, value in (("n", n), ("batch", batch), ("iterations", iterations), ("reference", reference)):
-        if value is not None:
-            _check.whole(name, value)
-    if solver is not None and solver.stochastic:
-        raise ValueError("solver draws noise: must be deterministic, for its end point to be fitted")
-    if solver is not None and solver.nfe(n) is None:
-        raise ValueError("solver chooses its own steps: must be one of fixed steps, for these to be fitted")
+    """What is fitted to what. The solver was checked; None is the table that `fit_solver` begins from."""
+    _check.callable_("denoise", denoise, "denoise(x, sigma) -> x0")
+    x, sigma_max = samples("x", x), level("sigma_max", sigma_max)
+    _check.between("rate", rate, 0, 1e6)
+    known("rate", rate)
+    whole(n=n, most=1000)
+    whole(batch=1 if batch is None else batch, iterations=iterations, most=10**6)
+    whole(reference=reference)
+    if report is not None:
+        _check.callable_("report", report, "report(iteration, loss)")
     if start is not None:
-        start = np.asarray(start, np.float64)
+        fixed("start", start)
+        _check.finite("start", start)
+        start = np.array(start, np.float64)
         if start.shape != (n + 1,) or not (np.diff(start) < 0).all() or start[-1] != 0:
-            raise ValueError(f"start = {start}: must be [n + 1 = {n + 1}] sigmas, strictly descending to 0")
+            raise ValueError(
+                f"start = {_check.shown(start)}: must be [n + 1 = {n + 1}] sigmas, strictly descending to 0"
+            )
         if not np.isclose(start[0], sigma_max):
             raise ValueError(f"start[0] = {start[0]}: must be sigma_max = {sigma_max}")
-    x = at_least_float32(x)
     end = jax.jit(lambda x: sample(denoise, x, plain(reference, sigma_max), solver=default()))(x)
     if not np.isfinite(np.asarray(end)).all():
-        raise ValueError("denoise gives NaN or infinity on the pilots; dx.sample(..., check=True) tells where")
+        raise ValueError(
+            "denoise gives NaN or infinity on the pilots: must be finite; dx.sample(..., check=True) tells where"
+        )
     scale = float(np.clip(np.std(end), 1e-5 * sigma_max, sigma_max))
-    solver = default(scale / 2) if solver is None else solver
+    if solver is None:
+        solver = adams_bashforth(4, "flow", bootstrap=False, sigma_data=scale)
     if start is None:  # where modes part is known to a few octaves
         plains = [plain(n, sigma_max, min(scale * 2.0**octave, sigma_max)) for octave in (-1, 0, 1, 2)]
-        miss = jax.jit(lambda sigmas: _miss(sample(denoise, x, sigmas, solver=solver), end))
+        miss = jax.jit(lambda sigmas: _miss(sample(denoise, x, sigmas, solver=solver, to_zero=True), end))
         start = min(plains, key=lambda sigmas: float(miss(jnp.asarray(sigmas, x.dtype))))
     return _Problem(x, end, solver, start, min(batch or len(x), len(x)))
+
+
+def _solver(solver: Solver, n: int) -> Solver:
+    """The solver, if its end point can be fitted."""
+    solver = _check.instance("solver", solver, Solver, "dx.solvers.heun()")
+    if solver.stochastic:
+        raise ValueError("solver draws noise: must be deterministic, for its end point to be fitted")
+    whole(n=n, most=1000)
+    if solver.nfe(n) is None:
+        raise ValueError("solver chooses its own steps: must be one of fixed steps, for these to be fitted")
+    return solver
+
+
+def _one_each(solver: Solver, sigmas: np.ndarray) -> Rows:
+    """The table of a solver that makes one evaluation a step."""
+    rows, n = table_of(solver, sigmas), len(sigmas) - 1
+    if len(rows.sigma) != n or rows.before is not None:
+        raise ValueError(f"solver makes {len(rows.sigma)} evaluations in {n} steps: must be one that makes one in each")
+    return rows
 
 
 def _miss(end: Array, exact: Array) -> Array:
@@ -232,13 +260,13 @@ def _best_grid(problem: _Problem, denoise: Denoiser, iterations: int, rate: floa
         return _grid(problem, params["gaps"]), problem.solver
 
     params = _minimise(problem, denoise, build, {"gaps": _gaps(problem.start)}, iterations, rate, report)
-    return np.asarray(build(params)[0], np.float64)
+    return np.array(build(params)[0], np.float64)
 
 
 def _grid(problem: _Problem, gaps: Array) -> Array:
     """[n + 1] sigmas from the logarithms of the steps in log sigma, [n - 1]."""
-    sigma_max = problem.start[0]
-    log = jnp.log(sigma_max) - jnp.cumsum(jnp.exp(gaps))
+    sigma_max = float(problem.start[0])
+    log = math.log(sigma_max) - jnp.cumsum(jnp.exp(gaps))
     return jnp.concatenate([jnp.full(1, sigma_max, log.dtype), jnp.exp(log), jnp.zeros(1, log.dtype)])
 
 
@@ -263,7 +291,7 @@ def _minimise(
 
     def loss(params: Any, x: Array, exact: Array) -> Array:
         sigmas, solver = build(params)
-        return _miss(sample(light, x, sigmas, solver=solver), exact)
+        return _miss(sample(light, x, sigmas, solver=solver, to_zero=True), exact)
 
     @jax.jit
     def step(i: Array, last: Array, index: Array | None, state: Any) -> Any:

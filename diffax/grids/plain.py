@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from diffax import _check
+from diffax.grids.arguments import level, whole
 
 __all__ = ["plain"]
 
@@ -21,17 +21,16 @@ def plain(n: int, sigma_max: float = 80.0, sigma_data: float = 1.0) -> np.ndarra
     `experiments.bench_solvers`, which say how well they do.
 
     Args:
-      n: steps, >= 1.
-      sigma_max: the first sigma.
+      n: steps, 1 to 100,000.
+      sigma_max: the first sigma, up to 1e15.
       sigma_data: the scale of the data, about their standard deviation.
 
     Returns: [n + 1] sigmas in float64, strictly descending, the last one 0.
 
-    Raises: ValueError unless n >= 1 and sigma_max > 0.3 sigma_data / n.
+    Raises: ValueError for arguments that are not as described, and unless sigma_max > 0.3 sigma_data / n.
     """
-    _check.whole("n", n)
-    _check.positive("sigma_max", sigma_max)
-    _check.positive("sigma_data", sigma_data)
+    whole(n=n)
+    sigma_max, sigma_data = level("sigma_max", sigma_max), level("sigma_data", sigma_data)
     lowest = 0.3 * sigma_data / n
     if not lowest < sigma_max:
         raise ValueError(f"sigma_max = {sigma_max}: must be greater than 0.3 sigma_data / n = {lowest}")

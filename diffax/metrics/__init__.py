@@ -13,6 +13,7 @@
 Bits per dimension are in `diffax.likelihood`.
 """
 
+from diffax._public import list_names
 from diffax.metrics.classifier import Judge, accuracy, judge
 from diffax.metrics.enlite0 import enlite0, enlite0_weights
 from diffax.metrics.features import Extractor, features, pixels
@@ -52,3 +53,5 @@ __all__ = [
     "sliced_wasserstein",
     "ssim",
 ]
+
+list_names(__name__)

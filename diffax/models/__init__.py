@@ -1,5 +1,6 @@
 """Networks, the only part of diffax written in Flax. Outside, a network is a `Network`: init and apply."""
 
+from diffax._public import list_names
 from diffax.models.autoencoder import Autoencoder, autoencoder
 from diffax.models.dit import dit
 from diffax.models.edm2 import edm2, unit_length
@@ -25,3 +26,5 @@ __all__ = [
     "unit_length",
     "uvit",
 ]
+
+list_names(__name__)

@@ -9,6 +9,9 @@
 | augment | [batch, augment] | how the training image was augmented, zeros for "not at all" (EDM, appendix F.2) |
 
 cond is a dict of these, or the one array of a network that takes one. What is left out counts as "no label" or zeros.
+
+A label that is none of these is refused; under jit, where it has no value yet, its row becomes NaN, so that what the
+network says of it cannot be taken for an answer.
 """
 
 import math
@@ -17,12 +20,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
+from diffax import _check
 from diffax.models import sizes
 from diffax.models.layers import Dense
 
-__all__ = ["Conditions", "added", "checked", "given", "joined"]
+__all__ = ["Conditions", "added", "checked", "given", "joined", "told"]
 
 Conditions = tuple[tuple[str, int], ...]
 """(name, size) of each that a network takes."""
@@ -44,7 +49,8 @@ def checked(
 def given(cond: Any, takes: Conditions, x: Array) -> dict[str, Array]:
     """All conditions of x [batch, ...], null where cond has none; labels as rows with a 1, or of zeros for "no label".
 
-    Raises ValueError for what the network does not take.
+    Raises ValueError for what the network does not take: other names, other shapes, no numbers, labels that are no
+    integers or lie outside of [0, num_classes].
     """
     names = [name for name, _ in takes]
     if cond is None:
@@ -58,17 +64,55 @@ def given(cond: Any, takes: Conditions, x: Array) -> dict[str, Array]:
         raise ValueError(f"cond has {', '.join(sorted(unknown))}: this network takes {', '.join(names) or 'nothing'}")
     batch, found = x.shape[0], {}
     for name, size in takes:
-        value = cond.get(name)
+        value = _numbers(name, cond.get(name))
         shape = {"label": (batch,), "image": (*x.shape[:-1], size)}.get(name, (batch, size))
         if name == "tokens":
-            shape = (batch, 1 if value is None else value.shape[min(1, value.ndim - 1)], size)
+            shape = (batch, 1 if value is None else value.shape[min(1, value.ndim - 1)] if value.ndim else 1, size)
         if value is None:
             value = jnp.full(shape, size) if name == "label" else jnp.zeros(shape)
         elif value.shape != shape:
             wanted = f"({batch}, any, {size})" if name == "tokens" else str(shape)
-            raise ValueError(f"cond {name} is of shape {value.shape}: must be {wanted}")
-        found[name] = jax.nn.one_hot(value, size) if name == "label" else value
+            hint = ", the numbers of the classes" if name == "label" else ""
+            raise ValueError(f"cond {name} is of shape {value.shape}: must be {wanted}{hint}")
+        found[name] = _rows(value, size) if name == "label" else value
     return found
+
+
+def _numbers(name: str, value: Any) -> Array | None:
+    """The condition as an array; None stays."""
+    if value is None:
+        return None
+    if not isinstance(value, Array | np.ndarray):
+        _check.real(f"cond {name}", value, "be an array of numbers")
+        value = np.asarray(value)
+    real = jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
+    if not real or (name == "label" and not jnp.issubdtype(value.dtype, jnp.integer)):
+        must = "integers" if name == "label" else "real numbers"
+        raise ValueError(f"cond {name} is of {value.dtype}: must be {must}")
+    return jnp.asarray(value)
+
+
+def _rows(label: Array, classes: int) -> Array:
+    """[batch, classes]: a 1 at the label, zeros for "no label", NaN for what is neither."""
+    if _check.concrete(label):
+        values = np.asarray(label)  # what JAX computes within jit is traced, of constants too
+        if not ((values >= 0) & (values <= classes)).all():
+            raise ValueError(f"cond label = {_check.shown(label)}: must lie in [0, {classes}]; {classes} says no label")
+    rows, known = jax.nn.one_hot(label, classes), (label >= 0) & (label <= classes)
+    return jnp.where(known[:, None], rows, jnp.asarray(jnp.nan, rows.dtype))
+
+
+def told(c_noise: Any, x: Array) -> Array:
+    """c_noise as [batch] numbers, one for each sample of x. Raises ValueError for another shape, such as per pixel."""
+    if not isinstance(c_noise, Array | np.ndarray):
+        _check.real("c_noise", c_noise)
+        c_noise = np.asarray(c_noise)
+    if c_noise.shape != x.shape[:1]:
+        raise ValueError(
+            f"c_noise has shape {c_noise.shape} for x of shape {x.shape}: must be [batch] = {x.shape[:1]}; a network "
+            "is told one noise level a sample, not one a pixel"
+        )
+    return jnp.asarray(c_noise)
 
 
 def joined(x: Array, conditions: Mapping[str, Array]) -> Array:

@@ -12,8 +12,9 @@ from jax.scipy.special import betainc, betaln
 from jax.typing import ArrayLike
 
 from diffax import _check
-from diffax._array import Scalar, at_least_float32, clip
-from diffax.schedules.schedule import Schedule, density_of, from_quantile, from_tails
+from diffax._array import Scalar, alpha, at_least_float32, clip
+from diffax.schedules import arguments
+from diffax.schedules.schedule import Schedule, bisected_quantile, bisected_tails, density_of
 
 __all__ = [
     "Curriculum",
@@ -31,7 +32,7 @@ __all__ = [
 
 def shift(schedule: Schedule, by: Scalar) -> Schedule:
     """Adds `by` to logSNR. A picture d times larger wants by = -2 log d (simple diffusion, arXiv:2301.11093)."""
-    _check.finite("by", by)
+    schedule, by = arguments.base(schedule), arguments.finite("by", by)
     return Schedule(
         quantile=lambda u, v: schedule.quantile(u, v) + by,
         tails=lambda lam: schedule.tails(lam - by),
@@ -41,7 +42,7 @@ def shift(schedule: Schedule, by: Scalar) -> Schedule:
 
 def scale(schedule: Schedule, by: Scalar) -> Schedule:
     """Multiplies logSNR by `by` > 0: widens (> 1) or narrows (< 1) the distribution about logSNR 0."""
-    _check.positive("by", by)
+    schedule, by = arguments.base(schedule), arguments.positive("by", by)
     return Schedule(
         quantile=lambda u, v: schedule.quantile(u, v) * by,
         tails=lambda lam: schedule.tails(lam / by),
@@ -51,18 +52,26 @@ def scale(schedule: Schedule, by: Scalar) -> Schedule:
 
 def power(schedule: Schedule, exponent: Scalar) -> Schedule:
     """`schedule` at u^exponent: more of its clean end for exponent > 1, more of its noisy end below 1. exponent > 0."""
-    _check.positive("exponent", exponent)
-
-    def tails(lam: Array) -> tuple[Array, Array]:
-        u, v = schedule.tails(lam)
-        return u ** (1 / exponent), -jnp.expm1(jnp.log1p(-v) / exponent)
+    schedule, exponent = arguments.base(schedule), arguments.positive("exponent", exponent)
 
     def density(lam: Array) -> Array:
-        u, _ = schedule.tails(lam)
+        u, v = schedule.tails(lam)
         u = jnp.maximum(u, jnp.finfo(u.dtype).tiny)  # above the range the density is 0, not 0 times infinity
-        return schedule.density(lam) * u ** (1 / exponent - 1) / exponent
+        return schedule.density(lam) * _raised(u, v, 1 / exponent - 1)[0] / exponent
 
-    return Schedule(lambda u, v: schedule.quantile(u**exponent, -jnp.expm1(exponent * jnp.log1p(-v))), tails, density)
+    return Schedule(
+        quantile=lambda u, v: schedule.quantile(*_raised(u, v, exponent)),
+        tails=lambda lam: _raised(*schedule.tails(lam), 1 / exponent),
+        density=density,
+    )
+
+
+def _raised(u: Array, v: Array, exponent: Scalar) -> tuple[Array, Array]:
+    """u^exponent and 1 - u^exponent, from the smaller of the tails u and v = 1 - u, which is the sharper one."""
+    near = exponent * jnp.log1p(-jnp.minimum(v, 0.75))  # exponent log u; unused beyond 1/2
+    some = jnp.where(u > 0, u, 1)
+    far = jnp.where(u > 0, -jnp.expm1(exponent * jnp.log(some)), 1)
+    return jnp.where(u < v, u**exponent, jnp.exp(near)), jnp.where(u < v, far, -jnp.expm1(near))
 
 
 def truncate(schedule: Schedule, logsnr_min: Scalar, logsnr_max: Scalar) -> Schedule:
@@ -72,18 +81,18 @@ def truncate(schedule: Schedule, logsnr_min: Scalar, logsnr_max: Scalar) -> Sche
 
     Raises ValueError unless logsnr_min < logsnr_max, both are finite, and `schedule` has mass between them.
     """
-    _check.finite("logsnr_min", logsnr_min)
-    _check.finite("logsnr_max", logsnr_max)
+    schedule = arguments.base(schedule)
+    logsnr_min, logsnr_max = arguments.finite("logsnr_min", logsnr_min), arguments.finite("logsnr_max", logsnr_max)
     _check.less("logsnr_min", logsnr_min, "logsnr_max", logsnr_max)
-    u0, v0 = schedule.tails(at_least_float32(logsnr_max))
-    u1, v1 = schedule.tails(at_least_float32(logsnr_min))
-    mass = jnp.where(u0 < v0, u1 - u0, v0 - v1)
-    if _check.concrete(mass) and not np.all(mass > 0):
+    with jax.ensure_compile_time_eval():  # constants under jit too, unless they depend on traced parameters
+        low, high = at_least_float32(logsnr_min), at_least_float32(logsnr_max)
+        (u0, v0), (u1, v1) = schedule.tails(high), schedule.tails(low)
+        mass = jnp.where(u0 < v0, u1 - u0, v0 - v1)
+    if _check.concrete(mass) and not (np.asarray(mass) > 0).all():
         raise ValueError(
             f"logsnr_min = {logsnr_min}, logsnr_max = {logsnr_max}: the schedule must have mass between them, "
             "and has none"
         )
-    low, high = at_least_float32(logsnr_min), at_least_float32(logsnr_max)
 
     def quantile(u: Array, v: Array) -> Array:
         tiny = jnp.finfo(u.dtype).tiny  # where float32 has no room for the tail that is cut off
@@ -111,16 +120,23 @@ def mix(schedules: Sequence[Schedule], weights: ArrayLike | None = None) -> Sche
     logsnr(u) is found by bisection between the schedules' own values. Raises ValueError unless there is a schedule, and
     as many weights, all > 0.
     """
+    if not isinstance(schedules, list | tuple):
+        raise ValueError(
+            f"schedules = {_check.shown(schedules)}: must be a list of schedules such as "
+            "[dx.schedules.cosine(), dx.schedules.edm()]"
+        )
     if not schedules:
         raise ValueError("schedules = []: must hold at least one schedule")
-    if weights is None:
-        weights = np.ones(len(schedules))
+    schedules = [arguments.base(s, f"schedules[{i}]") for i, s in enumerate(schedules)]
+    weights = np.ones(len(schedules)) if weights is None else weights
+    _check.positive("weights", weights)
     if np.shape(weights) != (len(schedules),):
         raise ValueError(
             f"weights has shape {np.shape(weights)}: must have one entry for each of {len(schedules)} schedules"
         )
-    _check.positive("weights", weights)
-    shares = jnp.asarray(weights) / jnp.sum(jnp.asarray(weights))
+    with jax.ensure_compile_time_eval():
+        shares = at_least_float32(jnp.asarray(weights))
+        shares = shares / shares.sum()
 
     def tails(lam: Array) -> tuple[Array, Array]:
         both = [s.tails(lam) for s in schedules]
@@ -135,10 +151,10 @@ def mix(schedules: Sequence[Schedule], weights: ArrayLike | None = None) -> Sche
         each = [s.quantile(u, v) for s in schedules]
         return functools.reduce(jnp.minimum, each), functools.reduce(jnp.maximum, each)
 
-    return from_tails(tails, bracket, density)
+    return bisected_quantile(tails, bracket, density)
 
 
-def beta(schedule: Schedule, a: float = 0.6, b: float = 0.6) -> Schedule:
+def beta(schedule: Schedule, a: Scalar = 0.6, b: Scalar = 0.6) -> Schedule:
     """`schedule` at Beta(a, b) quantiles of u: for a, b < 1 more of both ends, for a, b > 1 more of the middle.
 
     Grids of the beta schedule of Lee et al. 2024 (arXiv:2407.12173), who take 0.6 and 0.6 in the time of the model, as
@@ -146,15 +162,14 @@ def beta(schedule: Schedule, a: float = 0.6, b: float = 0.6) -> Schedule:
 
     Raises ValueError unless a > 0 and b > 0.
     """
-    _check.positive("a", a)
-    _check.positive("b", b)
+    schedule, a, b = arguments.base(schedule), arguments.positive("a", a), arguments.positive("b", b)
 
     def law(logit: Array) -> tuple[Array, Array]:
         """The Beta distribution of sigmoid(-logit): both tails without 1 - u."""
         below, above = jax.nn.sigmoid(-logit), jax.nn.sigmoid(logit)
         return betainc(a, b, below), betainc(b, a, above)
 
-    logits = from_tails(law, lambda u, v: (jnp.full_like(u, -80), jnp.full_like(u, 80)))
+    logits = bisected_quantile(law, lambda u, v: (-80.0, 80.0))
 
     def quantile(u: Array, v: Array) -> Array:
         logit = logits.quantile(u, v)
@@ -178,26 +193,37 @@ def beta(schedule: Schedule, a: float = 0.6, b: float = 0.6) -> Schedule:
 def interpolate(a: Schedule, b: Schedule, weight: Scalar) -> Schedule:
     """logsnr = (1 - weight) a(u) + weight b(u), 0 <= weight <= 1: the straight path between the two distributions.
 
-    Of two shifted cosines it is the "interpolated" schedule of simple diffusion (arXiv:2301.11093). Both ends must be
-    finite, or infinite alike. The inverse is found by bisection between those of a and b.
+    Of two shifted cosines it is the "interpolated" schedule of simple diffusion (arXiv:2301.11093). Where a or b is
+    infinite, so is the path, unless the weight of that one is 0. The inverse is found by bisection between those of a
+    and b.
+
+    Raises ValueError unless a and b are schedules and weight is in [0, 1].
     """
-    _check.between("weight", weight, 0, 1)
+    a, b = arguments.base(a, "a"), arguments.base(b, "b")
+    weight = arguments.between("weight", weight, 0, 1)
 
     def quantile(u: Array, v: Array) -> Array:
         first, second = a.quantile(u, v), b.quantile(u, v)
-        return jnp.where(first == second, first, first + weight * (second - first))  # also where both are infinite
+        known = jnp.isfinite(first) & jnp.isfinite(second)
+        start, end = jnp.where(known, first, 0), jnp.where(known, second, 0)  # also for finite derivatives
+        infinite = jnp.where(jnp.isinf(first), first, second)
+        limit = jnp.where(weight == 0, first, jnp.where(weight == 1, second, infinite))
+        return jnp.where(known, start + weight * (end - start), limit)
 
-    return from_quantile(quantile, lambda lam: (a.tails(lam), b.tails(lam)))
+    return bisected_tails(quantile, lambda lam: (a.tails(lam), b.tails(lam)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Curriculum:
-    """A schedule for each step of training: call it with the step, which may be traced."""
+    """A schedule for each step of training: call it with the step, a finite number, which may be traced."""
 
     at: Callable[[ArrayLike], Schedule]
 
+    def __post_init__(self) -> None:
+        _check.callable_("at", self.at, "at(step) -> Schedule")
+
     def __call__(self, step: ArrayLike) -> Schedule:
-        return self.at(step)
+        return arguments.base(self.at(arguments.finite("step", step)), "at(step)")
 
 
 def anneal(a: Schedule, b: Schedule, over: int) -> Curriculum:
@@ -207,39 +233,75 @@ def anneal(a: Schedule, b: Schedule, over: int) -> Curriculum:
     Noise that rises in training, the second reading of the "improved noise schedule" (see Hang & Gu 2024, whose paper
     itself has a fixed density): anneal(s, shift(s, by=-2.0), over=100_000). Raises ValueError unless over >= 1.
     """
-    if over < 1:
-        raise ValueError(f"over = {over}: must be at least 1 step")
-    return Curriculum(lambda step: interpolate(a, b, jnp.clip(at_least_float32(step) / over, 0, 1)))
+    a, b, steps = arguments.base(a, "a"), arguments.base(b, "b"), arguments.positive("over", over)
+    if np.ndim(steps) or not _check.concrete(steps) or steps < 1:
+        raise ValueError(f"over = {_check.shown(over)}: must be at least 1 step")
+
+    def at(step: ArrayLike) -> Schedule:
+        with jax.ensure_compile_time_eval():  # the share of a step that is a number is a number under jit too
+            share = jnp.clip(at_least_float32(step) / float(steps), 0, 1)
+        return interpolate(a, b, share)
+
+    return Curriculum(at)
 
 
 def zero_terminal_snr(schedule: Schedule) -> Schedule:
     """Moves alpha linearly so that u = 1 is pure noise: alpha' = (alpha - alpha(1)) alpha(0) / (alpha(0) - alpha(1)).
 
-    Lin et al. 2023 (arXiv:2305.08891, algorithm 1). logsnr(1) is then -inf; `truncate` it to sample.
+    Lin et al. 2023 (arXiv:2305.08891, algorithm 1). logsnr(0) stays, logsnr(1) is then -inf; `truncate` it to sample.
     """
-    zero, one = jnp.zeros(()), jnp.ones(())
-    end = schedule.quantile(one, zero)
-    alpha_end, alpha_start = _alpha(end), _alpha(schedule.quantile(zero, one))
-    stretch = alpha_start / (alpha_start - alpha_end)
+    schedule = arguments.base(schedule)
+    with jax.ensure_compile_time_eval():  # constants under jit too, unless they depend on traced parameters
+        zero, one = jnp.zeros(()), jnp.ones(())
+        start, end = schedule.quantile(zero, one), schedule.quantile(one, zero)
+        a0, log_a0, log_a1 = alpha(start), _log_alpha(start), _log_alpha(end)
+        fall = -jnp.expm1(log_a1 - log_a0)  # 1 - alpha(1) / alpha(0)
+
+    # Nothing cancels: each difference is written as a sum of positive terms, in logarithms.
 
     def quantile(u: Array, v: Array) -> Array:
         lam = schedule.quantile(u, v)
-        # alpha - alpha_end = (alpha^2 - alpha_end^2) / (alpha + alpha_end), the squares' difference being exact
-        rise = jax.nn.sigmoid(lam) * jax.nn.sigmoid(-end) * -jnp.expm1(end - lam) / (_alpha(lam) + alpha_end)
-        return _logsnr_of_alpha(stretch * rise)
+        log_a = _log_alpha(lam)
+        # alpha - alpha(1) = (alpha^2 - alpha(1)^2) / (alpha + alpha(1))
+        rise = _log_difference(lam, end) - log_a - jnp.log1p(jnp.exp(log_a1 - log_a))
+        # 1 - alpha' = (1 - alpha) + alpha(1) (alpha(0) - alpha) / (alpha(0) - alpha(1))
+        rest = jnp.exp(log_a1 - log_a0) / fall * jnp.exp(jax.nn.log_sigmoid(start)) * _less(start, lam)
+        rest = rest / (a0 + alpha(lam)) + 1 / (1 + alpha(lam))  # of which sigmoid(-lam) is a factor
+        found = _logsnr(rise - jnp.log(fall), jax.nn.log_sigmoid(-lam) + jnp.log(rest))
+        return jnp.where(lam == end, -jnp.inf, jnp.where(lam == start, lam, found))
 
     def tails(lam: Array) -> tuple[Array, Array]:
-        return schedule.tails(_logsnr_of_alpha(_alpha(lam) / stretch + alpha_end))
+        # alpha = alpha' (1 - alpha(1) / alpha(0)) + alpha(1)
+        log_a = jnp.logaddexp(_log_alpha(lam) + jnp.log(fall), log_a1)
+        # 1 - alpha = alpha(1) (1 - alpha(0)) / alpha(0) + (1 - alpha') (1 - alpha(1) / alpha(0))
+        ends = log_a1 - log_a0 + _log_rest(start)
+        return schedule.tails(_logsnr(log_a, jnp.logaddexp(ends, _log_rest(lam) + jnp.log(fall))))
 
     return Schedule(quantile, tails, density_of(tails))
 
 
-def _alpha(lam: Array) -> Array:
-    return jnp.sqrt(jax.nn.sigmoid(lam))
+def _log_alpha(lam: Array) -> Array:
+    return jax.nn.log_sigmoid(lam) / 2
 
 
-def _logsnr_of_alpha(alpha: Array) -> Array:
-    return 2 * jnp.log(alpha) - jnp.log1p(-jnp.minimum(alpha, 1.0)) - jnp.log1p(alpha)
+def _log_rest(lam: Array) -> Array:
+    """log(1 - alpha)."""
+    return jax.nn.log_sigmoid(-lam) - jnp.log1p(alpha(lam))
+
+
+def _less(high: Array, low: Array) -> Array:
+    """1 - exp(low - high), also where both are infinite."""
+    return jnp.where(low == high, 0, -jnp.expm1(jnp.where(low == high, 0, low - high)))
+
+
+def _log_difference(high: Array, low: Array) -> Array:
+    """log(sigmoid(high) - sigmoid(low))."""
+    return jax.nn.log_sigmoid(high) + jax.nn.log_sigmoid(-low) + jnp.log(_less(high, low))
+
+
+def _logsnr(log_alpha: Array, log_rest: Array) -> Array:
+    """logSNR of log(alpha) and log(1 - alpha)."""
+    return 2 * log_alpha - log_rest - jnp.log1p(jnp.exp(log_alpha))
 
 
 def _sum(terms) -> Array:

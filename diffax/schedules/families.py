@@ -29,6 +29,7 @@ from jax.scipy.special import ndtr, ndtri
 
 from diffax import _check
 from diffax._array import Scalar, clip
+from diffax.schedules import arguments
 from diffax.schedules.combinators import power as _power
 from diffax.schedules.combinators import scale as _scale
 from diffax.schedules.combinators import shift as _shift
@@ -58,7 +59,7 @@ def cosine(s: Scalar = 0.0) -> Schedule:
     Nichol & Dhariwal 2021 (arXiv:2102.09672), who take s = 0.008. s = 0 is the continuous form
     logsnr = -2 log tan(pi u / 2), of density sech(logsnr / 2) / (2 pi). Raises ValueError unless s is in [0, 1].
     """
-    _check.between("s", s, 0, 1)
+    s = arguments.between("s", s, 0, 1)
     unit = math.pi / 2 / (1 + s)
     a0 = unit * s
 
@@ -84,13 +85,13 @@ def cosine_shifted(mean: Scalar = 0.0) -> Schedule:
 
     Raises ValueError unless mean is finite.
     """
-    _check.finite("mean", mean)
+    mean = arguments.finite("mean", mean)
     return _shift(cosine(), mean)
 
 
 def cosine_scaled(s: Scalar = 2.0) -> Schedule:
     """-(2 / s) log tan(pi u / 2): cosine() narrowed s times about logSNR 0 (Hang & Gu 2024). s > 0."""
-    _check.positive("s", s)
+    s = arguments.positive("s", s)
     return _scale(cosine(), 1 / s)
 
 
@@ -99,8 +100,8 @@ def edm(p_mean: Scalar = -1.2, p_std: Scalar = 1.2) -> Schedule:
 
     In logSNR it is Normal(-2 p_mean, (2 p_std)^2). Raises ValueError unless p_std > 0.
     """
-    _check.finite("p_mean", p_mean)
-    _check.positive("p_std", p_std)
+    p_mean = arguments.finite("p_mean", p_mean)
+    p_std = arguments.positive("p_std", p_std)
 
     def quantile(u: Array, v: Array) -> Array:
         z = jnp.where(u < v, ndtri(u), -ndtri(v))  # the smaller tail is the sharper one
@@ -123,9 +124,9 @@ def logit_normal(mean: Scalar = 0.0, std: Scalar = 1.0, ratio: Scalar = 1.0) -> 
     log sigma = logit(t), so this is `edm(mean + log ratio, std)` (Esser et al. 2024, arXiv:2403.03206, section 3.1 and,
     for the shift to larger pictures, section 5.3.2). Raises ValueError unless std > 0 and ratio > 0.
     """
-    _check.finite("mean", mean)
-    _check.positive("std", std)
-    _check.positive("ratio", ratio)
+    mean = arguments.finite("mean", mean)
+    std = arguments.positive("std", std)
+    ratio = arguments.positive("ratio", ratio)
     return edm(mean + _log(ratio), std)
 
 
@@ -135,7 +136,7 @@ def flow(ratio: Scalar = 1.0) -> Schedule:
     t = u for ratio 1, of density sech(logsnr / 4)^2 / 8; otherwise t = ratio u / (1 + (ratio - 1) u), the shift of
     Stable Diffusion 3 to larger pictures. Raises ValueError unless ratio > 0.
     """
-    _check.positive("ratio", ratio)
+    ratio = arguments.positive("ratio", ratio)
     plain = Schedule(
         quantile=lambda u, v: 2 * (jnp.log(v) - jnp.log(u)),
         tails=lambda lam: (jax.nn.sigmoid(-lam / 2), jax.nn.sigmoid(lam / 2)),
@@ -149,8 +150,8 @@ def laplace(mean: Scalar = 0.0, scale: Scalar = 0.5) -> Schedule:
 
     Raises ValueError unless scale > 0.
     """
-    _check.finite("mean", mean)
-    _check.positive("scale", scale)
+    mean = arguments.finite("mean", mean)
+    scale = arguments.positive("scale", scale)
 
     def tails(lam: Array) -> tuple[Array, Array]:
         z = (lam - mean) / scale
@@ -166,8 +167,8 @@ def laplace(mean: Scalar = 0.0, scale: Scalar = 0.5) -> Schedule:
 
 def cauchy(mean: Scalar = 0.0, scale: Scalar = 1.0) -> Schedule:
     """logsnr ~ Cauchy(mean, scale): heavy tails (Hang & Gu 2024). Raises ValueError unless scale > 0."""
-    _check.finite("mean", mean)
-    _check.positive("scale", scale)
+    mean = arguments.finite("mean", mean)
+    scale = arguments.positive("scale", scale)
     return Schedule(
         # cot(pi u), from the nearer end
         quantile=lambda u, v: mean + scale * jnp.where(u < v, 1 / jnp.tan(math.pi * u), -1 / jnp.tan(math.pi * v)),
@@ -178,8 +179,8 @@ def cauchy(mean: Scalar = 0.0, scale: Scalar = 1.0) -> Schedule:
 
 def uniform(logsnr_min: Scalar = -10.0, logsnr_max: Scalar = 10.0) -> Schedule:
     """logsnr uniform between its ends, linear in u (VDM, arXiv:2107.00630). logsnr_min < logsnr_max."""
-    _check.finite("logsnr_min", logsnr_min)
-    _check.finite("logsnr_max", logsnr_max)
+    logsnr_min = arguments.finite("logsnr_min", logsnr_min)
+    logsnr_max = arguments.finite("logsnr_max", logsnr_max)
     _check.less("logsnr_min", logsnr_min, "logsnr_max", logsnr_max)
     width = logsnr_max - logsnr_min
 
@@ -198,8 +199,8 @@ def geometric(sigma_min: Scalar = 0.01, sigma_max: Scalar = 50.0) -> Schedule:
 
     Uniform in logSNR; as a grid, the exponential one. Raises ValueError unless 0 < sigma_min < sigma_max.
     """
-    _check.positive("sigma_min", sigma_min)
-    _check.positive("sigma_max", sigma_max)
+    sigma_min = arguments.positive("sigma_min", sigma_min)
+    sigma_max = arguments.positive("sigma_max", sigma_max)
     _check.less("sigma_min", sigma_min, "sigma_max", sigma_max)
     return uniform(-2 * _log(sigma_max), -2 * _log(sigma_min))
 
@@ -209,9 +210,9 @@ def karras(sigma_min: Scalar = 0.002, sigma_max: Scalar = 80.0, rho: Scalar = 7.
 
     Raises ValueError unless 0 < sigma_min < sigma_max and rho > 0.
     """
-    _check.positive("sigma_min", sigma_min)
-    _check.positive("rho", rho)
-    _check.positive("sigma_max", sigma_max)
+    sigma_min = arguments.positive("sigma_min", sigma_min)
+    rho = arguments.positive("rho", rho)
+    sigma_max = arguments.positive("sigma_max", sigma_max)
     _check.less("sigma_min", sigma_min, "sigma_max", sigma_max)
     top, bottom = -2 * _log(sigma_min), -2 * _log(sigma_max)  # logSNR at u = 0 and u = 1
     up, down = _expm1((top - bottom) / (2 * rho)), -_expm1((bottom - top) / (2 * rho))
@@ -242,7 +243,7 @@ def polynomial(power: Scalar = 4.0, sigma_min: Scalar = 0.002, sigma_max: Scalar
     The larger the power, the more low noise; 4 is the published best. The paper rounds u^power to an index into a
     Karras grid and jitters it; this is its continuous form. Raises ValueError unless power > 0, and as `karras` does.
     """
-    _check.positive("power", power)
+    power = arguments.positive("power", power)
     return _power(karras(sigma_min, sigma_max, rho), power)
 
 
@@ -252,8 +253,8 @@ def linear_beta(beta_min: Scalar = 0.1, beta_max: Scalar = 20.0) -> Schedule:
     alpha^2 = exp(-B), B = beta_min u + (beta_max - beta_min) u^2 / 2; logsnr = -log(exp(B) - 1). It is the continuous
     form of DDPM's betas; `linear_betas` has the discrete ones. Raises ValueError unless 0 < beta_min < beta_max.
     """
-    _check.positive("beta_min", beta_min)
-    _check.positive("beta_max", beta_max)
+    beta_min = arguments.positive("beta_min", beta_min)
+    beta_max = arguments.positive("beta_max", beta_max)
     _check.less("beta_min", beta_min, "beta_max", beta_max)
     rise = beta_max - beta_min
     total = beta_min + rise / 2
@@ -282,13 +283,14 @@ def sigmoid(start: Scalar = -3.0, end: Scalar = 3.0, tau: Scalar = 1.0) -> Sched
 
     Jabri et al. 2022 (arXiv:2212.11972). Raises ValueError unless start < end and tau > 0.
     """
-    _check.finite("start", start)
-    _check.finite("end", end)
+    start = arguments.finite("start", start)
+    end = arguments.finite("end", end)
     _check.less("start", start, "end", end)
-    _check.positive("tau", tau)
+    tau = arguments.positive("tau", tau)
     half = (end - start) / (2 * tau)
     # s(a) - s(b) = sinh((a - b) / 2) / (2 cosh(a / 2) cosh(b / 2)): the cosh of z cancels in the ratio
-    offset = _log_cosh(start / (2 * tau)) - _log_cosh(end / (2 * tau))
+    with jax.ensure_compile_time_eval():  # a constant under jit too
+        offset = _log_cosh(start / (2 * tau)) - _log_cosh(end / (2 * tau))
 
     def tails(lam: Array) -> tuple[Array, Array]:
         # sinh(half v) = r sinh(half u), solved for exp(2 half u) and, with 1 / r, for exp(2 half v)

@@ -9,15 +9,17 @@ CVDM (arXiv:2312.02246): the signal decays as exp(-r T(u)) with T one such netwo
 number per pixel, so that every pixel has a schedule of its own.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from diffax import _check
 from diffax._array import Scalar, at_least_float32, per_sample
-from diffax.schedules.schedule import Schedule, from_quantile
+from diffax.schedules import arguments
+from diffax.schedules.schedule import Schedule, bisected_tails
 
 __all__ = ["Monotone", "learned", "learned_init", "per_pixel", "per_pixel_regulariser"]
 
@@ -41,16 +43,19 @@ def learned_init(key: Array, *, units: int = 64, logsnr_min: float = -10.0, logs
 
     Raises ValueError unless units is a whole number >= 1 and logsnr_min < logsnr_max, both finite.
     """
-    _check.whole("units", units)
-    _check.finite("logsnr_min", logsnr_min)
-    _check.finite("logsnr_max", logsnr_max)
+    key = _check.key("key", key)
+    _check.whole("units", units, 1, 1_000_000)
+    for name, value in (("logsnr_min", logsnr_min), ("logsnr_max", logsnr_max)):
+        _check.finite(name, value)
+        if np.ndim(value):
+            raise ValueError(f"{name} has shape {np.shape(value)}: must be one number")
     _check.less("logsnr_min", logsnr_min, "logsnr_max", logsnr_max)
     kind = jnp.float32  # said, for a number of Python is weakly typed, and a train step would be compiled once more
     return Monotone(
         linear=jnp.asarray(jnp.log(jnp.expm1(1.0)), kind),  # softplus gives 1
         height=jnp.full(units, -6.0, kind),  # and nearly 0
         width=jnp.full(units, jnp.log(jnp.expm1(10.0)), kind),
-        centre=jax.random.uniform(key, (units,)),
+        centre=jax.random.uniform(key, (units,), kind),
         ends=jnp.array([logsnr_max, logsnr_min], kind),
     )
 
@@ -62,9 +67,11 @@ def learned(params: Monotone, *, train_ends: bool = True) -> Schedule:
 
     Raises ValueError unless ends[1] < ends[0], where they have values: nothing else keeps them so in training.
     """
+    params = _parameters(params)
+    _check.one_of("train_ends", train_ends, (True, False))
     _check.less("ends[1]", params.ends[1], "ends[0]", params.ends[0])
     ends = params.ends if train_ends else jax.lax.stop_gradient(params.ends)
-    return from_quantile(lambda u, v: ends[0] + (ends[1] - ends[0]) * _monotone(params, u))
+    return bisected_tails(lambda u, v: ends[0] + (ends[1] - ends[0]) * _monotone(params, u))
 
 
 def per_pixel(params: Monotone, rate: Array, *, floor: float = 1e-5) -> Schedule:
@@ -76,11 +83,24 @@ def per_pixel(params: Monotone, rate: Array, *, floor: float = 1e-5) -> Schedule
 
     Raises ValueError unless rate is positive and floor in [0, 1).
     """
+    params = _parameters(params)
     _check.positive("rate", rate)
-    if not 0 <= floor < 1:
-        raise ValueError(f"floor = {floor}: must lie in [0, 1)")
+    rate = at_least_float32(rate)
+    least = _check.real("floor", floor, "lie in [0, 1)")
+    if least is None or least.ndim or not 0 <= least < 1:
+        raise ValueError(f"floor = {_check.shown(floor)}: must lie in [0, 1)")
+
+    def fits(name: str, value: Array) -> Array:
+        axes = list(zip(value.shape, rate.shape, strict=False))
+        if value.ndim > rate.ndim or any(a not in (1, b) for a, b in axes):
+            raise ValueError(
+                f"{name} has shape {value.shape} for a rate of shape {rate.shape}: must be a number, [batch], or have "
+                "the shape of rate"
+            )
+        return value
 
     def power_lost(u: Array) -> Array:
+        fits("u", u)
         m = floor + (1 - floor) * _monotone(params, u)
         return rate * per_sample(m, rate)
 
@@ -89,9 +109,9 @@ def per_pixel(params: Monotone, rate: Array, *, floor: float = 1e-5) -> Schedule
         return -(lost + jnp.log(-jnp.expm1(-lost)))  # log(alpha^2 / (1 - alpha^2))
 
     def each(lam: Array) -> Array:
-        return jnp.broadcast_to(per_sample(at_least_float32(lam), rate), rate.shape)
+        return jnp.broadcast_to(per_sample(fits("logsnr", lam), rate), rate.shape)
 
-    found = from_quantile(quantile)
+    found = bisected_tails(quantile)
     return Schedule(quantile, lambda lam: found.tails(each(lam)), lambda lam: found.density(each(lam)))
 
 
@@ -99,7 +119,12 @@ def per_pixel_regulariser(schedule: Schedule, u: Array, *, weight: Scalar = 1e-3
     """CVDM's L_gamma: weight (d^2/du^2 alpha^2)^2, which keeps a learned schedule from degenerating. Shape of logSNR.
 
     (The paper's term is on a truncated SNR, sum_{i <= n} alpha^(2i), with n = 1 in the authors' code.)
+
+    Raises ValueError unless schedule is a Schedule, u in [0, 1], and weight finite.
     """
+    schedule, weight = arguments.base(schedule), arguments.finite("weight", weight)
+    _check.between("u", u, 0, 1)
+    u = at_least_float32(u)
 
     def signal(u: Array) -> Array:
         return jax.nn.sigmoid(schedule.quantile(u, 1 - u))
@@ -108,6 +133,22 @@ def per_pixel_regulariser(schedule: Schedule, u: Array, *, weight: Scalar = 1e-3
         return jax.jvp(signal, (u,), (jnp.ones_like(u),))[1]
 
     return weight * jax.jvp(slope, (u,), (jnp.ones_like(u),))[1] ** 2
+
+
+def _parameters(params: Any) -> Monotone:
+    """`params` itself. Raises ValueError unless they are those of one schedule."""
+    _check.instance("params", params, Monotone, "dx.schedules.learned_init(key)")
+    for name, value in params._asdict().items():
+        _check.finite(f"params.{name}", value)
+    units = np.shape(params.centre)
+    shapes = {"linear": (), "height": units, "width": units, "centre": units, "ends": (2,)}
+    for name, shape in shapes.items():
+        if len(units) != 1 or np.shape(getattr(params, name)) != shape:
+            raise ValueError(
+                f"params.{name} has shape {np.shape(getattr(params, name))}: must be [] for linear, [units] for "
+                "height, width and centre, and [2] for ends, as dx.schedules.learned_init makes them"
+            )
+    return params
 
 
 def _monotone(params: Monotone, u: Array) -> Array:

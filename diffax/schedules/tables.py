@@ -6,14 +6,16 @@ prescribes for other numbers of steps (Sabour et al. 2024, arXiv:2404.14507).
 
 import difflib
 from collections.abc import Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
 from diffax import _check
-from diffax._array import clip
+from diffax._array import at_least_float32, clip
 from diffax.schedules.schedule import Schedule
 
 __all__ = ["align_your_steps", "from_betas", "linear_betas", "scaled_linear_betas", "tabulated"]
@@ -30,21 +32,27 @@ def tabulated(sigmas: ArrayLike | Sequence[float]) -> Schedule:
     """A schedule through the given sigmas at even u, log-linear between them.
 
     Args:
-      sigmas: [k], k >= 2, positive, strictly ascending (u = 0 to 1) or descending (as grids are written).
+      sigmas: [k], k >= 2, positive, strictly ascending (u = 0 to 1) or descending (as grids are written). They may be
+        traced.
 
-    Raises: ValueError unless they are.
+    Raises: ValueError unless they are, in float32 too.
     """
-    if _check.concrete(sigmas):
-        array = np.asarray(sigmas, np.float64)
-        if array.ndim != 1 or array.size < 2:
-            raise ValueError(f"sigmas has shape {array.shape}: must be [k] with k >= 2")
-        _check.positive("sigmas", array)
-        if array[0] > array[-1]:
-            array = array[::-1]
-        if not (np.diff(array) > 0).all():
-            raise ValueError(f"sigmas = {sigmas}: must be strictly ascending or strictly descending")
-        sigmas = array
-    return _piecewise(-2 * (np if _check.concrete(sigmas) else jnp).log(sigmas))
+    _check.positive("sigmas", sigmas)
+    if np.ndim(sigmas) != 1 or np.size(sigmas) < 2:
+        raise ValueError(f"sigmas has shape {np.shape(sigmas)}: must be [k] with k >= 2")
+    if not _check.concrete(sigmas):
+        table = at_least_float32(jnp.asarray(sigmas))
+        return _piecewise(-2 * jnp.log(jnp.where(table[0] > table[-1], table[::-1], table)))
+    array = np.asarray(sigmas, np.float64)
+    if array[0] > array[-1]:
+        array = array[::-1]
+    if not (np.diff(array) > 0).all():
+        raise ValueError(f"sigmas = {_check.shown(sigmas)}: must be strictly ascending or strictly descending")
+    logsnr = -2 * np.log(array)
+    if (same := np.flatnonzero(np.diff(np.float32(logsnr)) == 0)).size:
+        near = array[same[0]], array[same[0] + 1]
+        raise ValueError(f"sigmas holds {near[0]} and {near[1]}, of the same logSNR in float32: must be farther apart")
+    return _piecewise(logsnr)
 
 
 def from_betas(betas: ArrayLike) -> Schedule:
@@ -53,60 +61,77 @@ def from_betas(betas: ArrayLike) -> Schedule:
     alpha_bar_t = prod (1 - beta), sigma_t = sqrt((1 - alpha_bar_t) / alpha_bar_t), tabulated in float64.
 
     Args:
-      betas: [steps], in (0, 1), steps >= 2.
+      betas: [steps], in (0, 1), steps >= 2. Traced ones are tabulated in their own dtype.
 
-    Raises: ValueError unless they are.
+    Raises: ValueError unless they are, and unless logSNR falls at each step in float32 too.
     """
-    betas = np.asarray(betas, np.float64)
-    if betas.ndim != 1 or betas.size < 2:
-        raise ValueError(f"betas has shape {betas.shape}: must be [steps] with steps >= 2")
-    outside = betas[~((betas > 0) & (betas < 1))]
+    values = _check.real("betas", betas, "be numbers in (0, 1)")
+    if np.ndim(betas) != 1 or np.size(betas) < 2:
+        raise ValueError(f"betas has shape {np.shape(betas)}: must be [steps] with steps >= 2")
+    if values is None:
+        log_alpha_bar = jnp.cumsum(jnp.log1p(-at_least_float32(betas)))
+        return _piecewise(log_alpha_bar - jnp.log(-jnp.expm1(log_alpha_bar)))
+    outside = values[~((values > 0) & (values < 1))]
     if outside.size:
         raise ValueError(f"betas contains {outside[0]}: each must lie in (0, 1)")
-    log_alpha_bar = np.cumsum(np.log1p(-betas))
-    return _piecewise(log_alpha_bar - np.log(-np.expm1(log_alpha_bar)))
+    log_signal = np.cumsum(np.log1p(-values))
+    logsnr = log_signal - np.log(-np.expm1(log_signal))
+    if (same := np.flatnonzero(np.diff(np.float32(logsnr)) >= 0)).size:
+        step = int(same[0]) + 1
+        raise ValueError(f"betas[{step}] = {values[step]}: must be large enough to lower logSNR in float32")
+    return _piecewise(logsnr)
 
 
 def linear_betas(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
-    """The betas of DDPM, linear from beta_start to beta_end (Ho et al. 2020, arXiv:2006.11239)."""
-    _steps(steps)
-    return from_betas(np.linspace(beta_start, beta_end, steps))
+    """The betas of DDPM, linear from beta_start to beta_end (Ho et al. 2020, arXiv:2006.11239).
+
+    Raises ValueError unless steps is an integer >= 2, and beta_start and beta_end are numbers in (0, 1).
+    """
+    return from_betas(np.linspace(*_ends(steps, beta_start, beta_end), steps))
 
 
 def scaled_linear_betas(steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> Schedule:
-    """The betas of latent diffusion, their square roots linear (Rombach et al. 2022); defaults: Stable Diffusion."""
-    _steps(steps)
-    if not 0 < beta_start < 1:
-        raise ValueError(f"beta_start = {beta_start}: must lie in (0, 1)")
-    if not 0 < beta_end < 1:
-        raise ValueError(f"beta_end = {beta_end}: must lie in (0, 1)")
-    return from_betas(np.linspace(beta_start**0.5, beta_end**0.5, steps) ** 2)
+    """The betas of latent diffusion, their square roots linear (Rombach et al. 2022); defaults: Stable Diffusion.
+
+    Raises ValueError unless steps is an integer >= 2, and beta_start and beta_end are numbers in (0, 1).
+    """
+    first, last = _ends(steps, beta_start, beta_end)
+    return from_betas(np.linspace(first**0.5, last**0.5, steps) ** 2)
 
 
 def align_your_steps(model: str = "stable_diffusion_15") -> Schedule:
     """The published 10-step table of a model (Sabour et al. 2024), to be used as a grid of any number of steps.
 
+    The ten published steps, with their 11 levels, are `sigmas(align_your_steps(model), 10, final=None)`. With
+    `final=0.0` the grid has the schedule's levels at 10 even u, which are others, and then 0.
+
     model: stable_diffusion_15, stable_diffusion_xl, deepfloyd_if or stable_video_diffusion; ValueError for others.
     """
-    if model not in _ALIGN_YOUR_STEPS:
+    if not isinstance(model, str) or model not in _ALIGN_YOUR_STEPS:
         near = difflib.get_close_matches(str(model), _ALIGN_YOUR_STEPS, n=1)
         raise ValueError(
-            f"model = {model!r}: must be one of {', '.join(_ALIGN_YOUR_STEPS)}"
+            f"model = {_check.shown(model)}: must be one of {', '.join(_ALIGN_YOUR_STEPS)}"
             + (f"; did you mean {near[0]!r}?" if near else "")
         )
     return tabulated(_ALIGN_YOUR_STEPS[model])
 
 
-def _steps(steps: int) -> None:
-    if steps < 2:
-        raise ValueError(f"steps = {steps}: must be at least 2")
+def _ends(steps: Any, beta_start: Any, beta_end: Any) -> tuple[float, float]:
+    """The ends of a table of betas, checked."""
+    _check.whole("steps", steps, 2, 1_000_000)
+    for name, value in (("beta_start", beta_start), ("beta_end", beta_end)):
+        number = _check.real(name, value, "lie in (0, 1)")
+        if number is None or number.ndim or not 0 < number < 1:
+            raise ValueError(f"{name} = {_check.shown(value)}: must lie in (0, 1)")
+    return float(beta_start), float(beta_end)
 
 
 def _piecewise(logsnr: ArrayLike) -> Schedule:
     """Linear between the given logSNRs, descending, at even u."""
-    knots = jnp.asarray(logsnr)
+    with jax.ensure_compile_time_eval():  # constants under jit too, unless the table is traced
+        knots = jnp.asarray(logsnr)
+        slope = jnp.diff(knots)  # per piece, negative
     pieces = knots.shape[0] - 1
-    slope = jnp.diff(knots)  # per piece, negative
 
     def quantile(u: Array, v: Array) -> Array:
         piece = jnp.clip(jnp.floor(u * pieces).astype(int), 0, pieces - 1)

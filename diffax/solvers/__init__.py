@@ -1,15 +1,15 @@
 """Solvers: methods that take noise to data through a denoiser. `dx.sample` runs them.
 
 `linear` says what a solver is, `integral` what it approximates; the methods are in `single_step`, `multistep`,
-`sde` (with noise) and `adaptive` (whose steps are as long as the error allows).
+`falling` (the default one), `sde` (with noise) and `adaptive` (whose steps are as long as the error allows).
 """
 
 from diffax.solvers.adaptive import adaptive
+from diffax.solvers.falling import default
 from diffax.solvers.learned import learned, load_learned, save_learned
 from diffax.solvers.linear import Solver
 from diffax.solvers.multistep import (
     adams_bashforth,
-    default,
     deis,
     dpmpp_2m,
     dpmpp_3m,

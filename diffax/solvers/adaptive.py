@@ -22,9 +22,9 @@ from jax import Array
 
 from diffax import _check
 from diffax._array import Scalar, per_sample
-from diffax.solvers.linear import Noise, Solver, numpy_for
+from diffax.solvers.linear import Noise, Solver, counted, magnitude, numpy_for
 
-__all__ = ["Walk", "adaptive", "advance", "root_mean_square", "setting_out"]
+__all__ = ["MOST_STEPS", "Walk", "adaptive", "advance", "root_mean_square", "setting_out"]
 
 
 def adaptive(rtol: float = 1e-3, atol: float = 1e-3, max_steps: int = 1000, sigma_data: Scalar = 1.0) -> Solver:
@@ -39,15 +39,14 @@ def adaptive(rtol: float = 1e-3, atol: float = 1e-3, max_steps: int = 1000, sigm
       rtol, atol: tolerance of a step on x / sqrt(sigma^2 + c^2), root mean square over a sample. No step is longer
         than 1 in log sigma, where the estimate of the error ceases to be one (measured on mixtures); so tolerances
         above 1e-3 change little, and 80 to 0.002 takes 73 evaluations or more. Below 1e-6 they ask for float64.
-      max_steps: how many steps are tried from the first sigma to the last; a sample unfinished by then, or one whose
-        steps vanish (a denoiser that gives NaN), comes out as NaN.
+      max_steps: how many steps are tried from the first sigma to the last, up to 10^9; a sample unfinished by then, or
+        one whose steps vanish (a denoiser that gives NaN), comes out as NaN.
       sigma_data: c, the scale of the data.
 
     Raises: ValueError for arguments that are not as described.
     """
-    for name, value in (("rtol", rtol), ("atol", atol), ("sigma_data", sigma_data)):
-        _check.positive(name, value)
-    _check.whole("max_steps", max_steps)
+    rtol, atol, given = magnitude("rtol", rtol), magnitude("atol", atol), magnitude("sigma_data", sigma_data)
+    _check.whole("max_steps", max_steps, most=MOST_STEPS)
 
     def rows(sigmas: Any, to_zero: bool) -> _Intervals:
         xp = numpy_for(sigmas)
@@ -57,7 +56,7 @@ def adaptive(rtol: float = 1e-3, atol: float = 1e-3, max_steps: int = 1000, sigm
         return _Intervals(sigmas[:-1], s[:-1], s[1:], last.astype(float))
 
     def scale(s: Array, x: Array) -> Array:
-        return per_sample(jnp.sqrt(sigma_data**2 + jnp.exp(2 * s)), x)
+        return per_sample(jnp.sqrt(jnp.asarray(given, x.dtype) ** 2 + jnp.exp(2 * s)), x)
 
     def init(x: Array, rows: _Intervals) -> tuple[Any, ...]:
         s = jnp.broadcast_to(rows.start[0], x.shape[:1])
@@ -65,6 +64,7 @@ def adaptive(rtol: float = 1e-3, atol: float = 1e-3, max_steps: int = 1000, sigm
 
     def step(denoise: Callable, carry: tuple[Any, ...], row: _Intervals, noise: Noise) -> tuple[Any, ...]:
         x = carry[0]
+        sigma_data = jnp.asarray(given, x.dtype)
 
         def rate(s: Array, z: Array) -> Array:
             y, r = z.reshape(x.shape), scale(s, x)
@@ -77,7 +77,7 @@ def adaptive(rtol: float = 1e-3, atol: float = 1e-3, max_steps: int = 1000, sigm
         out = jnp.where(row.last > 0, y * sigma_data**2 / r - r * slope, r * y)
         return jnp.where(per_sample(walk.s == row.end, x), out, jnp.nan), *walk
 
-    return Solver(5, lambda n: None, rows, init, step)
+    return Solver(5, counted(lambda n: None), rows, init, step)
 
 
 class _Intervals(NamedTuple):
@@ -105,6 +105,8 @@ _STAGES = np.array(
     ]
 )
 _ERROR = np.array([71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40])
+MOST_STEPS = 10**9
+"""For which int32 has room."""
 _LEAST, _MOST = 1e-6, 1.0  # steps in log sigma: less does not move float32, more may pass the data's scale unseen
 
 
@@ -124,8 +126,12 @@ class Walk(NamedTuple):
 
 
 def setting_out(s: Array, z: Array, step: Any) -> Walk:
-    """A walk that begins at s [batch], z [batch, n], with a first step to try."""
-    return Walk(s, jnp.full_like(s, step), jnp.zeros(s.shape, int), z, jnp.zeros_like(z))
+    """A walk that begins at s [batch], z [batch, n], with a first step to try.
+
+    Under `jax.shard_map` all of it varies over the devices as z does, as it will after a step.
+    """
+    s = s + jnp.zeros_like(z, s.dtype, shape=s.shape)
+    return Walk(s, jnp.full_like(s, step), jnp.zeros_like(s, jnp.int32), z, jnp.zeros_like(z))
 
 
 def root_mean_square(error: Array) -> Array:
@@ -178,7 +184,7 @@ def advance(
         return Walk(
             jnp.where(good & ~first, jnp.where(arrives, end, w.s + h), w.s),
             jnp.where(active & ~first, step, w.step),
-            w.tries + active,
+            w.tries + active.astype(w.tries.dtype),
             jnp.where(good[:, None], new, w.z),
             jnp.where((good | first)[:, None], slopes[6], w.slope),
         )

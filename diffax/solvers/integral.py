@@ -27,7 +27,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffax.solvers.linear import numpy_for
+from diffax import _check
+from diffax.solvers.linear import numpy_for, scalar
 
 __all__ = ["Coordinate", "Rule", "Space", "angle", "eps", "exact", "flow", "flow_time", "log", "log_sigma", "sigma"]
 __all__ += ["v", "vp_time", "weights", "x0"]
@@ -65,6 +66,7 @@ def eps() -> Space:
 
 def v(c: float = 1.0) -> Space:
     """Velocity space of a variance-preserving model for data of standard deviation c."""
+    c = _scale(c)
     return Space(
         lambda s: 1 / _root(s, c),
         lambda s: c / (c * c + s * s),
@@ -75,6 +77,7 @@ def v(c: float = 1.0) -> Space:
 
 def flow(c: float = 1.0) -> Space:
     """Velocity space of a rectified flow for data of standard deviation c."""
+    c = _scale(c)
     return Space(lambda s: 1 / (c + s), lambda s: c / (c + s) ** 2, lambda s: (1 / s, -(c + s) / (c * s)), True)
 
 
@@ -95,6 +98,7 @@ def sigma() -> Coordinate:
 
 def angle(c: float = 1.0) -> Coordinate:
     """u = atan(sigma / c)."""
+    c = _scale(c)
     return Coordinate(
         lambda s: numpy_for(s).arctan(s / c), lambda u: c * numpy_for(u).tan(u), lambda s: (c * c + s * s) / c, True
     )
@@ -102,11 +106,19 @@ def angle(c: float = 1.0) -> Coordinate:
 
 def flow_time(c: float = 1.0) -> Coordinate:
     """u = sigma / (c + sigma), the time of a rectified flow."""
+    c = _scale(c)
     return Coordinate(lambda s: s / (c + s), lambda u: c * u / (1 - u), lambda s: (c + s) ** 2 / c, True)
 
 
 def vp_time(beta_min: float = 0.1, beta_max: float = 20.0) -> Coordinate:
-    """u = t of the variance-preserving SDE: 1 + sigma^2 = exp(beta_min t + (beta_max - beta_min) t^2 / 2)."""
+    """u = t of the variance-preserving SDE: 1 + sigma^2 = exp(beta_min t + (beta_max - beta_min) t^2 / 2).
+
+    Raises ValueError unless 0 < beta_min < beta_max.
+    """
+    _check.positive("beta_min", beta_min)
+    _check.less("beta_min", beta_min, "beta_max", beta_max)
+    _check.finite("beta_max", beta_max)
+    beta_min, beta_max = scalar("beta_min", beta_min), scalar("beta_max", beta_max)
     rise = beta_max - beta_min
 
     def of(s: Any) -> Any:
@@ -138,9 +150,10 @@ def weights(space: Space, coordinate: Coordinate, nodes: Sequence[Any], start: A
     """w_j = int_start^end L_j(u) dnu for the nodes (sigmas), each an array [...] as start and end are."""
     # Where the step may end at 0 all is smooth in the coordinate; where not, nothing is smoother than log sigma.
     along = coordinate if space.finite and coordinate.finite else log_sigma()
+    xp = numpy_for((nodes, start, end))
+    start, end, nodes = xp.asarray(start), xp.asarray(end), [xp.asarray(s) for s in nodes]
     v_start, v_end, at = along.of(start), along.of(end), [coordinate.of(s) for s in nodes]
     half = (v_end - v_start) / 2
-    xp = numpy_for((half, at))
 
     def spread(a: Any) -> Any:  # the points of the quadrature last
         return xp.asarray(a)[..., None]
@@ -159,6 +172,11 @@ def weights(space: Space, coordinate: Coordinate, nodes: Sequence[Any], start: A
 
 def _ones(s: Any) -> Any:
     return numpy_for(s).ones_like(s)
+
+
+def _scale(c: float) -> float:
+    _check.positive("c", c)
+    return scalar("c", c)
 
 
 def _root(s: Any, c: float) -> Any:

@@ -27,7 +27,8 @@ from jax import Array
 from diffax import _check
 from diffax._array import per_sample
 
-__all__ = ["Rows", "Solver", "columns", "end_at_zero", "interleave", "linear", "numpy_for", "single_step"]
+__all__ = ["Rows", "Solver", "columns", "counted", "end_at_zero", "interleave", "is_table", "known", "linear"]
+__all__ += ["magnitude", "numpy_for", "scalar", "single_step"]
 
 Noise = Callable[[int], Array]
 """noise(stream) -> standard normal numbers of the shape of x for the row at hand, independent between streams."""
@@ -57,10 +58,13 @@ class Rows(NamedTuple):
 class Solver(NamedTuple):
     """A sampling method.
 
+    `linear` and `single_step` make one from a table of coefficients. A method that is no table states all fields.
+
     Fields:
       order: order of convergence of the end point in the largest step (in distribution, for a stochastic solver).
       nfe: nfe(n) evaluations of the denoiser on a grid of n steps that ends at sigma = 0. None where the data decide.
-      rows: (sigmas [n + 1] or [n + 1, batch], whether the last one is 0) -> the table, with `ends`.
+      rows: (sigmas [n + 1] or [n + 1, batch], whether the last one is 0) -> a NamedTuple of arrays [rows, ...], one row
+        for each call of `step`, with the fields `sigma` and `ends` of `Rows`.
       init: (x, rows) -> the carry of the scan over the rows, whose first entry is the point.
       step: (denoise, carry, row, noise) -> the next carry.
       stochastic: whether it draws noise and so needs a key.
@@ -77,8 +81,34 @@ class Solver(NamedTuple):
 def linear(
     order: int, nfe: Callable[[int], int], rows: Callable[[Any, bool], Rows], stochastic: bool = False
 ) -> Solver:
-    """The solver of a table of coefficients."""
-    return Solver(order, nfe, rows, _init, _step, stochastic)
+    """The solver of a table of coefficients.
+
+    Args:
+      order, nfe, rows, stochastic: fields of `Solver`; rows gives `Rows`.
+
+    Its nfe(n) raises ValueError unless n is an integer >= 1.
+
+    Raises: ValueError for arguments that are not as described.
+    """
+    _check.whole("order", order, 0)
+    _check.callable_("nfe", nfe, "nfe(n) -> evaluations")
+    _check.callable_("rows", rows, "rows(sigmas, to_zero) -> Rows")
+    return Solver(order, counted(nfe), rows, _init, _step, stochastic)
+
+
+def counted(nfe: Callable[[int], Any]) -> Callable[[int], Any]:
+    """The same nfe(n), which raises ValueError unless n is an integer >= 1."""
+
+    def checked(n: int) -> Any:
+        _check.whole("n", n)
+        return nfe(n)
+
+    return checked
+
+
+def is_table(solver: Solver) -> bool:
+    """Whether the solver is its table of coefficients and nothing else, as those of `linear` are."""
+    return solver.init is _init and solver.step is _step
 
 
 def _init(x: Array, rows: Rows) -> tuple[Array, ...]:
@@ -105,6 +135,35 @@ def _combine(coefficients: Array, terms: list[Array]) -> Array:
     """sum_j coefficients[j] terms[j]."""
     weighted = (per_sample(c, t) * t for c, t in zip(coefficients, terms, strict=True))
     return functools.reduce(jnp.add, weighted)
+
+
+def scalar(name: str, value: Any) -> Any:
+    """A parameter of a constructor: a Python float, or the value as it is where JAX traces it.
+
+    So it takes the dtype of the arrays that it meets. Raises ValueError unless it is one real number.
+    """
+    _check.real(name, value)
+    if np.ndim(value):
+        raise ValueError(f"{name} has shape {np.shape(value)}: must be one number")
+    return float(value) if _check.concrete(value) else value
+
+
+def magnitude(name: str, value: Any, most: float = 1e15) -> Any:
+    """A noise level, a scale or a tolerance, as `scalar`. Raises ValueError unless it lies in [1 / most, most].
+
+    So float32 has room for its square or, with 1e8, for its fourth power.
+    """
+    _check.positive(name, value)
+    _check.between(name, value, 1 / most, most)
+    return scalar(name, value)
+
+
+def known(name: str, value: Any) -> float:
+    """A parameter that decides what the solver is, as a Python float. Raises ValueError for one that JAX traces."""
+    number = scalar(name, value)
+    if not _check.concrete(value):
+        raise ValueError(f"{name} is traced: must be a number that is known when the solver is made")
+    return number
 
 
 # ---- writing tables -------------------------------------------------------------------------------------------------
@@ -141,7 +200,11 @@ def single_step(
 
     The last step, where it leads to sigma = 0, is x = D(x, s): what Euler's method makes of it, and all one can do
     without an evaluation at 0. So nfe(n) = evaluations (n - 1) + 1. `stochastic`: whether the stages add noise.
+
+    Raises: ValueError for arguments that are not as described.
     """
+    _check.whole("evaluations", evaluations)
+    _check.callable_("stages", stages, "stages(s, t) -> list of Rows")
 
     def rows(sigmas: Any, to_zero: bool) -> Rows:
         xp = numpy_for(sigmas)

@@ -15,11 +15,10 @@ import numpy as np
 from diffax import _check
 from diffax.solvers import integral
 from diffax.solvers.integral import Coordinate, Rule, Space
-from diffax.solvers.linear import Rows, Solver, columns, end_at_zero, linear, numpy_for
+from diffax.solvers.linear import Rows, Solver, columns, end_at_zero, linear, magnitude, numpy_for
 
 __all__ = [
     "adams_bashforth",
-    "default",
     "deis",
     "dpmpp_2m",
     "dpmpp_3m",
@@ -48,8 +47,7 @@ def adams_bashforth(order: int = 3, space: str = "v", bootstrap: bool = True, si
     which is LMS), "log" (dx = (x - D) dlog sigma). sigma_data is c, the scale of the data. Evaluations as
     `exponential_ab`. Order 1 is DDIM in eps- and flow-space.
     """
-    _check.positive("sigma_data", sigma_data)
-    c = sigma_data
+    c = magnitude("sigma_data", sigma_data)
     chosen = _space(space, v=integral.v(c), flow=integral.flow(c), eps=integral.eps(), log=integral.log())
     times = {
         "v": integral.angle(c),
@@ -58,16 +56,6 @@ def adams_bashforth(order: int = 3, space: str = "v", bootstrap: bool = True, si
         "log": integral.log_sigma(),
     }
     return _adams(order, chosen, times[space], bootstrap)
-
-
-def default(sigma_data: float = 1.0) -> Solver:
-    """The solver of `dx.sample`: Adams-Bashforth of order 4 in flow space, n evaluations, started by lower orders.
-
-    Flow space bends least where data are decided, and its step to sigma = 0 extrapolates like the others, so that no
-    evaluations go to levels lower than the data have. `experiments.bench_solvers` compares it with all others.
-    sigma_data is the scale of the data, about their standard deviation; the time of the flow takes twice that.
-    """
-    return adams_bashforth(4, "flow", bootstrap=False, sigma_data=2 * sigma_data)
 
 
 def lms(order: int = 4, bootstrap: bool = False) -> Solver:
@@ -112,6 +100,7 @@ def dpmpp_3m(corrected: bool = False, bootstrap: bool = False) -> Solver:
     As published its second difference lacks a factor 2 and it is of order 2 whatever its start; `corrected` puts that
     right (it is then `exponential_ab(3)` but for its second step), and with a bootstrap is of order 3.
     """
+    _flags(corrected=corrected, bootstrap=bootstrap)
     declared = 3 if corrected and bootstrap else 2
     return multistep(3, integral.x0(), published_x0(corrected=corrected), bootstrap=bootstrap, declared=declared)
 
@@ -133,8 +122,8 @@ def unipc(
     lower_order_final: the order falls to 1 over the last steps to sigma > 0, as the authors' code does below 15 steps.
     """
     _check.whole("order", order, 1, 4)
-    if variant not in ("bh1", "bh2"):
-        raise ValueError(f"variant = {variant!r}: must be 'bh1' or 'bh2'")
+    _check.one_of("variant", variant, ("bh1", "bh2"))
+    _flags(corrector=corrector, bootstrap=bootstrap, lower_order_final=lower_order_final)
     chosen = _space(space, x0=integral.x0(), eps=integral.eps())
     exact = integral.exact(chosen, integral.log_sigma())
 
@@ -330,6 +319,7 @@ def power_space(k: float) -> Space:
 
 def _adams(order: int, space: Space, coordinate: Coordinate, bootstrap: bool) -> Solver:
     _check.whole("order", order, 1, 4)
+    _flags(bootstrap=bootstrap)
     return multistep(
         order,
         space,
@@ -341,6 +331,10 @@ def _adams(order: int, space: Space, coordinate: Coordinate, bootstrap: bool) ->
 
 
 def _space(name: str, **known: Space) -> Space:
-    if name not in known:
-        raise ValueError(f"space = {name!r}: must be one of {', '.join(map(repr, known))}")
+    _check.one_of("space", name, tuple(known))
     return known[name]
+
+
+def _flags(**flags: Any) -> None:
+    for name, value in flags.items():
+        _check.one_of(name, value, (True, False))

@@ -7,10 +7,12 @@ method. All of them solve dx/dsigma = (x - D(x, sigma)) / sigma (Karras et al. 2
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from diffax import _check
 from diffax.solvers import integral
-from diffax.solvers.integral import Space
-from diffax.solvers.linear import Rows, Solver, columns, linear, single_step
+from diffax.solvers.integral import Coordinate, Space
+from diffax.solvers.linear import Rows, Solver, columns, known, linear, single_step
 
 __all__ = ["dpm2", "dpm_solver_2", "dpm_solver_3", "dpmpp_2s", "dpmpp_3s", "euler", "euler_vp", "heun", "rk4"]
 __all__ += ["heun_stages", "runge_kutta", "three_stages", "two_stages"]
@@ -36,8 +38,6 @@ def euler_vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Solver:
     What EDM improves on (table 1, "VP"); of the same order as `euler`, which bends with the flow. Where sigma grows
     faster than its slope at s foretells, as from t = 0, its steps must be small.
     """
-    _check.positive("beta_min", beta_min)
-    _check.less("beta_min", beta_min, "beta_max", beta_max)
     space, time = integral.v(), integral.vp_time(beta_min, beta_max)
 
     def stages(s: Any, t: Any) -> list[Rows]:
@@ -60,28 +60,40 @@ def rk4() -> Solver:
     return runge_kutta([[1 / 2], [0, 1 / 2], [0, 0, 1]], [1 / 6, 1 / 3, 1 / 3, 1 / 6], order=4)
 
 
-def runge_kutta(inner: Sequence[Sequence[float]], final: Sequence[float], order: int) -> Solver:
-    """Any explicit Runge-Kutta method, for dx/dlog sigma = x - D.
+def runge_kutta(
+    inner: Sequence[Sequence[float]], final: Sequence[float], order: int, time: str = "log_sigma"
+) -> Solver:
+    """Any explicit Runge-Kutta method. (k + 1) (n - 1) + 1 evaluations, with k rows in `inner`.
+
+    One tableau makes another method in another time, of the same order but with another error. Ralston's method is
+    runge_kutta([[2 / 3]], [1 / 4, 3 / 4], order=2), Heun's in sigma runge_kutta([[1]], [1 / 2, 1 / 2], 2, "sigma").
 
     Args:
       inner: the rows of Butcher's matrix A below the first, row i having i + 1 entries.
       final: the weights b, one more than rows of A.
-      order: the order that these coefficients have.
+      order: the order that these coefficients have, >= 1.
+      time: "log_sigma" for dx/dlog sigma = x - D, "sigma" for dx/dsigma = (x - D) / sigma. In "sigma" each row of A
+        must have a sum in [0, 1], so that no stage leaves the step: beyond its end sigma may be negative.
 
-    Raises: ValueError if the shapes are not so, or if b does not sum to 1.
+    Raises: ValueError for arguments that are not as described, and if b does not sum to 1.
     """
-    if [len(row) for row in inner] != list(range(1, len(inner) + 1)) or len(final) != len(inner) + 1:
+    rows = [_coefficients(f"inner[{i}]", row) for i, row in enumerate(_sequence("inner", inner))]
+    last = _coefficients("final", final)
+    if [len(row) for row in rows] != list(range(1, len(rows) + 1)) or len(last) != len(rows) + 1:
         raise ValueError(
-            f"inner, final have rows of {[len(row) for row in inner]} and {len(final)} entries: must be [1, 2, ..., k] "
+            f"inner, final have rows of {[len(row) for row in rows]} and {len(last)} entries: must be [1, 2, ..., k] "
             "and k + 1"
         )
-    if not abs(sum(final) - 1) < 1e-12:
+    if not abs(sum(last) - 1) < 1e-12:
         raise ValueError(f"final = {final}: must sum to 1")
-    return single_step(
-        order,
-        len(final),
-        lambda s, t: _runge_kutta(inner, final, integral.log(), integral.log_sigma(), s, t),
-    )
+    for i, row in enumerate(rows):
+        _check.finite(f"inner[{i}]", row)
+    _check.whole("order", order)
+    _check.one_of("time", time, tuple(_TIMES))
+    nodes = [sum(row) for row in rows]
+    if time == "sigma" and not all(-1e-12 < c < 1 + 1e-12 for c in nodes):
+        raise ValueError(f"inner has rows of the sums {nodes}: must lie in [0, 1] with time = 'sigma'")
+    return single_step(order, len(last), lambda s, t: _runge_kutta(rows, last, *_TIMES[time], s, t))
 
 
 def dpm2() -> Solver:
@@ -120,16 +132,20 @@ def dpmpp_3s(r1: float = 1 / 3, r2: float = 2 / 3) -> Solver:
 
 def heun_stages(s: Any, t: Any) -> list[Rows]:
     """Both stages of Heun's step from s to t."""
-    return _runge_kutta([[1.0]], [0.5, 0.5], integral.eps(), integral.sigma(), s, t)
+    return _runge_kutta([[1.0]], [0.5, 0.5], *_TIMES["sigma"], s, t)
+
+
+_TIMES = {"log_sigma": (integral.log(), integral.log_sigma()), "sigma": (integral.eps(), integral.sigma())}
+"""The space and the coordinate of each time in which mu = 1 and nu is the coordinate."""
 
 
 def _runge_kutta(
-    inner: Sequence[Sequence[float]], final: Sequence[float], space: Space, time: integral.Coordinate, s: Any, t: Any
+    inner: Sequence[Sequence[float]], final: Sequence[float], space: Space, time: Coordinate, s: Any, t: Any
 ) -> list[Rows]:
     """The stages of classical Runge-Kutta for d(mu x) = g dnu, where mu = 1 and nu is the coordinate."""
     tableau = [*inner, final]
     count = len(tableau)
-    levels = [0.0, *(sum(row) for row in inner)]
+    levels = [0.0, *(_snapped(sum(row)) for row in inner)]
     start, h = time.of(s), time.of(t) - time.of(s)
     rows = []
     for i, row in enumerate(tableau):
@@ -202,5 +218,23 @@ def _between(s: Any, t: Any, fraction: float) -> Any:
 
 
 def _fraction(name: str, value: float) -> None:
-    if not 0 < value < 1:
-        raise ValueError(f"{name} = {value}: must lie strictly between 0 and 1")
+    sentence = "lie strictly between 0 and 1, no nearer to them than 0.001"  # where two levels become one
+    _check.real(name, value, sentence)
+    if not 1e-3 <= known(name, value) <= 1 - 1e-3:
+        raise ValueError(f"{name} = {value}: must {sentence}")
+
+
+def _sequence(name: str, value: Any) -> list[Any]:
+    if isinstance(value, str | bytes) or not np.iterable(value):
+        raise ValueError(f"{name} = {value!r}: must be a sequence, as a part of Butcher's tableau is")
+    return list(value)
+
+
+def _coefficients(name: str, values: Any) -> list[float]:
+    """The numbers of a row of a tableau."""
+    return [known(f"{name}[{i}]", value) for i, value in enumerate(_sequence(name, values))]
+
+
+def _snapped(node: float) -> float:
+    """1 where the sum of a row misses it by rounding alone, so that the stage lies at the end of the step itself."""
+    return 1.0 if abs(node - 1) < 1e-12 else node

@@ -87,10 +87,10 @@ def train_step(
       adapt: adapt(sampler, step, aux) -> sampler, where the noise levels are drawn adaptively.
 
     The step draws from fold_in(key, state.step), so a resumed run repeats an unbroken one. `state` and `metrics` are
-    donated. The state lies where `sharding.place` says; the batch is split over the axes `sharding.BATCH`. An update
-    that is not finite is left out (`diffax.training.guard`). A loop must not be more than 30 steps ahead of several
-    devices of one CPU (wait for the `seen` of an earlier step): XLA takes 32 at a time, and the next one can then hold
-    the thread that the others wait for, for ever.
+    donated, and keep their dtypes. The state lies where `sharding.place` says; the batch is split over the axes
+    `sharding.BATCH`. An update that is not finite is left out (`diffax.training.guard`). A loop must not be more than
+    30 steps ahead of several devices of one CPU (wait for the `seen` of an earlier step): XLA takes 32 at a time, and
+    the next one can then hold the thread that the others wait for, for ever.
 
     Raises: ValueError if the batch does not divide by its shards times accumulate, or a number is out of range.
     """
@@ -118,9 +118,9 @@ def train_step(
             rows = jax.lax.with_sharding_constraint(rows, sharded(mesh))
             index = jnp.arange(each) * accumulate + i
             (value, aux), grads = of(state.params, rows, draws, state.step, state.sampler, Part(index, batch_size))
-            return jax.tree.map(lambda t, new: t + new / accumulate, total, (value, grads)), aux
+            return jax.tree.map(lambda t, new: t + (new / accumulate).astype(t.dtype), total, (value, grads)), aux
 
-        zeros = jnp.zeros(()), jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), state.params)
+        zeros = jnp.zeros((), jnp.float32), jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), state.params)
         (value, grads), aux = jax.lax.scan(add, zeros, (jnp.arange(accumulate), parts))
         return value, Aux(*(a.swapaxes(0, 1).reshape(-1) for a in aux)), grads
 
@@ -147,7 +147,12 @@ def train_step(
         )
         new = TrainState(state.step + 1, params, average, moments, sampler, averages, judged)
         kept = state._replace(step=new.step, guard=judged)
-        new, metrics = jax.tree.map(lambda a, b: jnp.where(ok, a, b), (new, merged), (kept, metrics))
+
+        def chosen(a: Array, b: Array) -> Array:
+            """Of the dtype that it had, whatever the loss, the optimizer and jax_enable_x64 make of it."""
+            return jnp.where(ok, a if a.dtype == b.dtype else a.astype(b.dtype), b)
+
+        new, metrics = jax.tree.map(chosen, (new, merged), (kept, metrics))
         new = jax.lax.with_sharding_constraint(new, place(new, mesh))
         return new, metrics, Seen(value, grad_norm, param_norm, levels, judged.in_a_row)
 

@@ -173,7 +173,7 @@ def sampler(denoise: Callable) -> Callable[..., np.ndarray]:
     @functools.partial(jax.jit, static_argnums=(0, 1, 2))
     def compiled(init: Callable, step: Callable, stochastic: bool, table: Any, sigmas: Array, x: Array, key: Array):
         solver = Solver(0, lambda n: None, lambda *_: table, init, step, stochastic)
-        return dx.sample(denoise, x, sigmas, solver=solver, key=key)
+        return dx.sample(denoise, x, sigmas, solver=solver, key=key, to_zero=True)  # as the table was made
 
     def run(solver: Solver, sigmas: Any, x: Any, seed: int = 0) -> np.ndarray:
         sigmas = np.asarray(sigmas, np.float64)

@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments import markup
 
-__all__ = ["Cell", "cells", "digest", "fixed_choices", "found_for_the_model", "page", "plot", "summary"]
+__all__ = ["Cell", "cells", "digest", "fixed_choices", "found_for_the_model", "page", "plot", "rounded", "summary"]
 
 Errors = dict[str, dict[str, dict[str, dict[str, float]]]]
 DEFAULT = "default/plain"
@@ -65,12 +65,17 @@ def digest(errors: dict[str, Errors], most: int = 12) -> dict[str, Errors]:
     def best(row: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
         first = [sorted(row, key=lambda choice: row[choice][kind])[:most] for kind in ("mean", "median")]
         names = [name for name in row if name in {*first[0], *first[1], DEFAULT}]
-        return {name: {kind: float(f"{value:.4g}") for kind, value in row[name].items()} for name in names}
+        return rounded({name: row[name] for name in names})
 
     return {
         side: {target: {nfe: best(row) for nfe, row in table.items()} for target, table in targets.items()}
         for side, targets in errors.items()
     }
+
+
+def rounded(table: Any) -> Any:
+    """The numbers of a tree of dicts to 4 digits."""
+    return {k: rounded(v) for k, v in table.items()} if isinstance(table, dict) else float(f"{table:.4g}")
 
 
 def summary(errors: dict[str, Errors]) -> list[str]:

@@ -176,7 +176,7 @@ def from_exact(model: Model, x: Any, label: Any) -> Callable[[Any], Callable[[An
 
     @functools.partial(jax.jit, static_argnames="solver")
     def ends(params: Any, sigmas: Any, solver: str) -> Any:
-        return dx.sample(model(params, label), x, sigmas, solver=method(solver))
+        return dx.sample(model(params, label), x, sigmas, solver=method(solver), to_zero=True)
 
     def of(params: Any) -> Callable[[Any, str], float]:
         exact = ends(params, dx.grids.plain(REFERENCE), "default")

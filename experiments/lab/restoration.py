@@ -222,7 +222,7 @@ def posterior(model: Model, steps: int) -> Callable[[Any, Array, Array], Array]:
         shape = (*measured.shape[1:-1], 1)
         x = sigmas[0] * dx.noise.normal(key, jnp.arange(len(measured)), shape)
         denoise = dx.denoiser(model.apply, params["network"], _PRECONDITIONING, measured)
-        return dx.sample(denoise, x, sigmas)
+        return dx.sample(denoise, x, sigmas, to_zero=True)
 
     return draw
 

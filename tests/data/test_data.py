@@ -498,8 +498,74 @@ def test_units_round_trip_on_every_level(levels):
 @pytest.mark.parametrize("levels", [1, 257])
 @pytest.mark.parametrize("function", [to_unit, from_unit])
 def test_levels_are_checked(function, levels):
-    with pytest.raises(ValueError, match=rf"levels = {levels}: must be in \[2, 256\]"):
+    with pytest.raises(ValueError, match=f"levels = {levels}: must be an integer from 2 to 256"):
         function(np.zeros(3), levels)
+
+
+BROKEN = jax.numpy.array([np.inf, np.nan])
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: from_unit(np.array([0.1, np.nan]), 256), "x: 1 of 2 values are not finite"),
+        (lambda: from_unit(BROKEN, 256), "x: 2 of 2 values are not finite"),
+        (lambda: from_unit("x", 256), "x = 'x': must be a number"),
+        (lambda: from_unit(None, 256), "x = None: must be a number"),
+        (lambda: from_unit(np.zeros((0, 2)), 256), "x has shape (0, 2): must not be empty"),
+        (lambda: from_unit(np.zeros(2, complex), 256), "x is of complex128: must be real numbers"),
+        (lambda: to_unit(np.array([0, 17], np.uint8), 17), "image holds pixels from 0 to 17: must lie in [0, levels"),
+        (lambda: to_unit(np.array([-1, 3]), 17), "image holds pixels from -1 to 3: must lie in"),
+        (lambda: to_unit(np.array([0.5, np.nan]), 17), "image: 1 of 2 values are not finite"),
+        (lambda: to_unit(np.array([True]), 2), "image is of bool: must be real numbers"),
+        (lambda: to_unit(np.zeros(3), "17"), "levels = '17': must be an integer from 2 to 256"),
+        (lambda: to_unit(np.zeros(3), 17.0), "levels = 17.0: must be an integer from 2 to 256"),
+    ],
+)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_is_no_picture_is_refused(call, words, compiled):
+    with pytest.raises(ValueError) as error:
+        (jax.jit(call) if compiled else call)()
+    assert words in str(error.value)
+
+
+def test_units_are_float32_under_x64():
+    for wide, promotion in ((True, "standard"), (False, "strict")):
+        with jax.enable_x64(wide), jax.numpy_dtype_promotion(promotion):
+            unit = to_unit(np.arange(17), 17)
+            assert unit.dtype == np.float32
+            np.testing.assert_array_equal(from_unit(np.float64(unit), 17), np.arange(17))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((None,), "name = None: must be a text"),
+        ((3,), "name = 3: must be a text"),
+        (("digits", None), "split = None: must be a text"),
+        (("digits", "train", 3), "data_dir = 3: must be the path of a folder"),
+    ],
+)
+def test_arguments_of_load_are_checked(arguments, words):
+    with pytest.raises(DataError) as error:
+        load(*arguments)
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("indices", "words"),
+    [
+        ([-1], "indices = [-1]: must lie in [0, 296]"),
+        ([297], "indices = [297]: must lie in [0, 296]"),
+        (3, "indices = 3: must be [n] integers"),
+        ([0.5], "indices = [0.5]: must be [n] integers"),
+        (None, "indices = None: must be [n] integers"),
+    ],
+)
+def test_examples_that_are_not_there_are_named(cache, indices, words):
+    with pytest.raises(ValueError) as error:
+        load("digits", "test", cache).read(indices)
+    assert words in str(error.value)
 
 
 # Batches.

@@ -101,6 +101,19 @@ def test_the_bound_is_summed_in_float32_whatever_the_denoiser_gives():
     np.testing.assert_allclose(bound(jnp.bfloat16), bound(jnp.float32), rtol=1e-5)
 
 
+def test_64_bits_and_strict_promotion_change_nothing():
+    x0, seen = np.float32(np.random.default_rng(0).normal(size=(64, 2))), set()
+
+    def denoise(x, sigma):
+        seen.update((x.dtype, sigma.dtype))
+        return x / (1 + 4 * jnp.reshape(sigma, (-1, 1)) ** 2)
+
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        sigmas = dx.grids.align_your_steps(denoise, x0, 3, jax.random.key(0), rounds=1)
+        bound = dx.grids.klub(denoise, x0, sigmas[:-1], jax.random.key(0))
+    assert seen == {np.dtype(np.float32)} and bound.dtype == np.float32 and (np.diff(sigmas) < 0).all()
+
+
 @pytest.mark.parametrize("n", [1, 2, 10, 14, 20, 33, 50])
 def test_any_number_of_steps(data, n):
     sigmas = dx.grids.align_your_steps(gaussian, data[:64], n, jax.random.key(0), rounds=1)
@@ -125,6 +138,16 @@ def test_halving_keeps_the_levels_of_the_coarse_grid(data):
         ({"x0": np.zeros((0, 2))}, "x0 has shape"),
         ({"denoise": lambda x, s: x * jnp.nan}, "denoise gives NaN for noise of sigma in ["),
         ({"judge": lambda s: np.nan, "rounds": 1}, "judge gives NaN for 2 of 2 grids"),
+        ({"judge": lambda s: None, "rounds": 1}, "judge(sigmas) = None: must be a number"),
+        ({"judge": lambda s: s, "rounds": 1}, "judge(sigmas) has shape (5,): must be one number"),
+        ({"judge": "best"}, "judge = 'best': must be a function"),
+        ({"denoise": lambda x, s: x[:, 0]}, "denoise gave shape (2048,)"),
+        ({"denoise": None}, "denoise = None: must be a function"),
+        ({"key": None}, "key = None: must be a JAX key"),
+        ({"x0": np.zeros((2, 2), np.uint8)}, "x0 is of uint8"),
+        ({"n": 10**6}, "n = 1000000: must be an integer from 1 to 100000"),
+        ({"final": "0"}, "final = '0'"),
+        ({"sigma_max": None}, "sigma_max = None"),
     ],
 )
 def test_bad_input_is_named(data, change, words):
@@ -135,7 +158,13 @@ def test_bad_input_is_named(data, change, words):
 
 @pytest.mark.parametrize(
     ("sigmas", "words"),
-    [([1.0, 0.0], "must be positive"), ([1.0], "n >= 1"), (2.0, "n >= 1"), ([1.0, 2.0, 1.0], "no two of them alike")],
+    [
+        ([1.0, 1e30], "must lie in"),
+        ([1.0, 0.0], "must be positive"),
+        ([1.0], "n >= 1"),
+        (2.0, "n >= 1"),
+        ([1.0, 2.0, 1.0], "no two of them alike"),
+    ],
 )
 def test_the_bound_wants_positive_sigmas_that_differ(data, sigmas, words):
     with pytest.raises(ValueError, match=rf"sigmas = .*{words}"):

@@ -34,6 +34,19 @@ def test_costs_are_the_stray_of_an_euler_step():
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
+def test_the_grid_is_the_same_with_64_bits():
+    x = np.float32(80 * np.random.default_rng(0).normal(size=(16, 2)))
+
+    def denoise(x, s):
+        return x / (1 + 4 * s**2)
+
+    want = dx.grids.dynamic(denoise, x, 4, fine=20)
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        got = dx.grids.dynamic(denoise, x, 4, fine=20)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    got[1] *= 1.0
+
+
 def test_it_helps_euler():
     denoise = dx.gaussian_mixture([[-1.0, 0.5], [0.3, -0.8], [1.2, 1.0]], 0.3)
     pilots, x = (80 * jax.random.normal(jax.random.key(k), (count, 2)) for k, count in ((0, 32), (1, 256)))
@@ -53,6 +66,17 @@ def test_all_levels_and_bad_input():
     for n in (0, 13, True, 2.5):
         with pytest.raises(ValueError, match=f"n = {n}"):
             dx.grids.dynamic(denoise, x, n, fine=12)
+    for change, words in (
+        ({"denoise": None}, "denoise = None: must be a function"),
+        ({"denoise": lambda x, s: x[:, 0]}, r"denoise gave shape \(4,\)"),
+        ({"x": np.ones((4, 1), np.uint8)}, "x is of uint8"),
+        ({"x": np.ones(())}, r"x has shape \(\)"),
+        ({"fine": 10**5}, "fine = 100000: must be an integer from 1 to 2000"),
+        ({"sigma_min": "a"}, "sigma_min = 'a'"),
+        ({"sigma_min": 90.0}, "sigma_min = 90.0: must be less than sigma_max = 80.0"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            dx.grids.dynamic(**{"denoise": denoise, "x": x, "n": 3} | change)
     with pytest.raises(ValueError, match="sigma_data = 0"):
         dx.grids.dynamic(denoise, x, 3, sigma_data=0)
     with pytest.raises(ValueError, match="NaN or infinity on the pilots"):

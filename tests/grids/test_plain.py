@@ -45,6 +45,12 @@ def test_one_step_and_use_under_jit():
         ((5, -1.0), "sigma_max = -1.0"),
         ((5, 80.0, 0.0), "sigma_data = 0.0"),
         ((5, 1e-3), "sigma_max = 0.001"),
+        ((10**7,), "n = 10000000: must be an integer from 1 to 100000"),
+        (("5",), "n = '5'"),
+        ((5, "80"), "sigma_max = '80'"),
+        ((5, np.ones(3)), "sigma_max has shape"),
+        ((5, 80.0, None), "sigma_data = None"),
+        ((5, 1e300), "sigma_max = 1e.300: must lie in"),
     ],
 )
 def test_bad_input_is_named(arguments, words):

@@ -1,11 +1,12 @@
 """What a network is told: nulls for what is left out, one sentence for what it does not take."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from diffax.models import unet
-from diffax.models.conditioning import checked, given
+from diffax.models.conditioning import checked, given, told
 from tests.models.naive import normal
 
 X = jnp.zeros((3, 8, 8, 1))
@@ -92,3 +93,60 @@ def test_sizes_are_positive_integers(name, size):
     with pytest.raises(ValueError) as error:
         unet((8, 8, 1), **{name: size})
     assert f"{name} = {size}" in str(error.value)
+
+
+# ---- labels that are none -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cond", "words"),
+    [
+        ({"label": jnp.array([0, 4, 3])}, "cond label = [0 4 3]: must lie in [0, 3]; 3 says no label"),
+        ({"label": jnp.array([0, -1, 3])}, "cond label = [ 0 -1 3]: must lie in [0, 3]"),
+        ({"label": jnp.array([0.0, 1.0, 2.0])}, "cond label is of float32: must be integers"),
+        ({"label": jnp.array([True, False, True])}, "cond label is of bool: must be integers"),
+        ({"label": jnp.eye(3, dtype=int)}, "cond label is of shape (3, 3): must be (3,), the numbers of the classes"),
+        ({"label": 1}, "cond label is of shape (): must be (3,)"),
+        ({"label": "cat"}, "cond label = 'cat': must be an array of numbers"),
+        ({"vector": "a text"}, "cond vector = 'a text': must be an array of numbers"),
+        ({"vector": jnp.zeros((3, 5), complex)}, "cond vector is of complex64: must be real numbers"),
+        ({"tokens": 1.0}, "cond tokens is of shape (): must be (3, any, 6)"),
+        ({"image": lambda: None}, "must be an array of numbers"),
+    ],
+)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_is_no_condition_is_refused(cond, words, compiled):
+    found = lambda: given(cond, ALL, X)
+    with pytest.raises(ValueError) as error:
+        (jax.jit(found) if compiled else found)()
+    assert words in str(error.value)
+
+
+def test_a_traced_label_out_of_range_is_no_answer():
+    """Not "no label" without a word: the row of that sample is NaN, and with it what the network says of it alone."""
+    rows = jax.jit(lambda label: given(label, checked(num_classes=3), X)["label"])(jnp.array([1, 4, -1]))
+    np.testing.assert_array_equal(rows, [[0, 1, 0], [np.nan] * 3, [np.nan] * 3])
+    network = unet((8, 8, 1), channels=8, multipliers=(1,), attention=(), num_classes=3)
+    params = jax.tree.map(lambda p: p + 0.01, network.init(jax.random.key(0)))
+    x = jnp.float32(normal(0, 3, 8, 8, 1))
+    out = jax.jit(network.apply)(params, x, jnp.zeros(3), jnp.array([1, 4, 3]))
+    np.testing.assert_array_equal(np.isnan(out).all((1, 2, 3)), [False, True, False])
+    np.testing.assert_array_equal(np.isnan(out).any((1, 2, 3)), [False, True, False])
+
+
+def test_labels_of_any_integer_dtype():
+    for dtype in (np.uint8, np.int32, np.int64):
+        rows = given(np.array([0, 2, 3], dtype), checked(num_classes=3), X)["label"]
+        np.testing.assert_array_equal(rows, [[1, 0, 0], [0, 0, 1], [0, 0, 0]])
+
+
+def test_a_network_is_told_one_level_a_sample():
+    np.testing.assert_array_equal(told([1.0, 2.0, 3.0], X), [1, 2, 3])
+    for c_noise, words in (
+        (jnp.ones((3, 8, 8, 1)), "c_noise has shape (3, 8, 8, 1) for x of shape (3, 8, 8, 1): must be [batch] = (3,)"),
+        (1.0, "c_noise has shape () for x of shape (3, 8, 8, 1)"),
+        ("1", "c_noise = '1': must be a number"),
+    ):
+        with pytest.raises(ValueError) as error:
+            told(c_noise, X)
+        assert words in str(error.value)

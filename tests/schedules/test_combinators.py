@@ -1,5 +1,7 @@
 """Combinators: against distributions in scipy, and as random compositions."""
 
+import decimal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import diffax as dx
+from diffax.schedules import combinators
 
 S = dx.schedules
 U = np.float32(np.concatenate([np.geomspace(1e-5, 0.3, 20), np.linspace(0.31, 0.999, 20)]))
@@ -66,6 +69,16 @@ def test_mix_is_the_mixture():
     assert mixed(0.0) == np.inf and mixed(1.0) == -np.inf
 
 
+def test_the_ends_of_a_mixture_are_those_of_the_widest():
+    mixed = S.mix([S.karras(), S.edm()])
+    assert mixed(0.0) == np.inf and mixed(1.0) == -np.inf
+    assert jax.jit(mixed)(0.0) == np.inf and jax.vmap(mixed)(jnp.float32([0, 1]))[1] == -np.inf
+    bounded = S.mix([S.karras(), S.uniform(-10.0, 10.0)])
+    np.testing.assert_allclose(bounded([0, 1]), [-2 * np.log(0.002), -10], rtol=1e-6)
+    narrow = S.truncate(S.laplace(0.0, 0.1), -20, 20)  # of which float32 holds nothing from 9 on
+    np.testing.assert_array_equal(S.mix([narrow, narrow])([0, 1]), [20, -20])
+
+
 def test_mix_is_differentiable_in_its_parameters():
     def median(mean):
         return S.mix([S.laplace(mean, 0.5), S.cosine()])(0.3)
@@ -84,6 +97,14 @@ def test_interpolate_is_the_straight_path():
     np.testing.assert_allclose(mixed.inverse(mixed(U)), U, rtol=2e-5)
     np.testing.assert_allclose(mixed.density(mixed(U)), -1 / jax.vmap(jax.grad(mixed))(U), rtol=1e-3)
     assert mixed(0.0) == np.inf
+
+
+def test_a_path_from_a_bounded_schedule_to_an_unbounded_one():
+    for weight, ends in ((0, S.karras()([0, 1])), (0.5, [np.inf, -np.inf]), (1, [np.inf, -np.inf])):
+        np.testing.assert_array_equal(S.interpolate(S.karras(), S.edm(), weight)([0, 1]), ends)
+        np.testing.assert_array_equal(S.interpolate(S.edm(), S.karras(), 1 - weight)([0, 1]), ends)
+    slope = jax.grad(lambda w: S.interpolate(S.karras(), S.edm(), w)(jnp.float32([0.0, 0.3])).at[1].get())(0.4)
+    np.testing.assert_allclose(slope, S.edm()(0.3) - S.karras()(0.3), rtol=1e-5)
 
 
 def test_anneal_goes_from_one_to_the_other_with_the_step():
@@ -114,6 +135,23 @@ def test_power_moves_mass_to_the_clean_end():
     np.testing.assert_allclose(S.power(base, 0.5).inverse(base(U)), np.float64(U) ** 2, rtol=2e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("exponent", [0.003, 0.3, 4.0, 1e4])
+def test_power_is_sharp_in_both_tails(exponent):
+    """u' and 1 - u' each from the smaller of u and v: in float64, relative to the smaller of the two."""
+    schedule = S.power(S.uniform(-10.0, 10.0), exponent)
+    tail = np.float64(np.float32(np.geomspace(1e-9, 0.5, 40)))
+    for u, v in ((tail, 1 - tail), (1 - tail, tail)):
+        first = np.where(u < v, u**exponent, np.exp(exponent * np.log1p(-v)))
+        second = np.where(u < v, -np.expm1(exponent * np.log(u)), -np.expm1(exponent * np.log1p(-v)))
+        got = schedule.quantile(np.float32(u), np.float32(v))
+        np.testing.assert_allclose(got, 10 * second - 10 * first, rtol=2e-6, atol=2e-6)
+    raised = combinators._raised(jnp.float32(tail), jnp.float32(1 - tail), exponent)
+    np.testing.assert_allclose(raised[0], tail**exponent, rtol=1e-6 * max(1, exponent / 100), atol=1e-37)
+    np.testing.assert_allclose(raised[1], -np.expm1(exponent * np.log(tail)), rtol=2e-6)
+    assert schedule(0.0) == 10 and schedule(1.0) == -10 and np.isfinite(jax.grad(S.power(S.uniform(), 2.0))(0.0))
+    assert float(S.power(S.uniform(-10, 10), 0.3)(1e-6)) == pytest.approx(10 - 20 * 1e-6**0.3, rel=1e-6)
+
+
 def test_zero_terminal_snr_is_algorithm_one():
     """Lin et al. 2023: sqrt(alpha_bar) is moved and stretched so that its last entry is 0 and its first stays."""
     betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
@@ -126,6 +164,46 @@ def test_zero_terminal_snr_is_algorithm_one():
     )
     assert got(1.0) == -np.inf
     np.testing.assert_allclose(got.inverse(got(U)), U, rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize(("low", "high"), [(-10, 9), (-10, 20), (-2, 60), (-40, 30), (-150, 90)])
+def test_zero_terminal_snr_in_float64(low, high):
+    """Both directions against algorithm 1, with alpha held in 120 digits, as 1 - alpha is all that tells the levels."""
+    D = decimal.Decimal
+
+    def alpha(lam):
+        return 1 / (1 + (-D(lam)).exp()).sqrt()
+
+    def logsnr(a):
+        return float(2 * a.ln() - (1 - a * a).ln())
+
+    base = S.uniform(float(low), float(high))
+    schedule = S.zero_terminal_snr(base)
+    with decimal.localcontext() as context:
+        context.prec = 120
+        first, last = alpha(high), alpha(low)
+        levels = [float(x) for x in base(np.float32([1e-5, 0.02, 0.2, 0.5, 0.8, 0.95]))]
+        exact = [logsnr((alpha(x) - last) * first / (first - last)) for x in levels]
+        given = [lam for lam in (-30.0, -8.0, -1.0, 0.0, 3.0, 8.0) if lam < high]
+        back = [logsnr(alpha(x) * (first - last) / first + last) for x in given]
+    u = base.inverse(np.float32(levels))
+    np.testing.assert_allclose(schedule.quantile(u, 1 - u), exact, rtol=3e-6, atol=3e-6)
+    np.testing.assert_allclose(schedule.inverse(np.float32(given)), base.inverse(np.float32(back)), atol=3e-7)
+    assert schedule(0.0) == high and schedule(1.0) == -np.inf
+    assert (np.diff(np.asarray(schedule(np.linspace(0, 1, 2001)))) < 0).all()
+
+
+def test_zero_terminal_snr_of_one_without_a_clean_end():
+    base = S.linear_beta()  # infinite at u = 0, logsnr -10.05 at u = 1
+    schedule = S.zero_terminal_snr(base)
+    u = np.float32([1e-6, 1e-3, 0.1, 0.5, 0.9])
+    square = np.exp(-(0.1 * np.float64(u) + 19.9 * np.float64(u) ** 2 / 2))  # alpha^2
+    a, end = np.sqrt(square), np.exp(-10.05 / 2)
+    # 1 - alpha' = (1 - alpha) / (1 - alpha(1))
+    rest = -np.expm1(np.log(square)) / (1 + a) / (1 - end)
+    np.testing.assert_allclose(schedule(u), 2 * np.log((a - end) / (1 - end)) - np.log(rest * (2 - rest)), rtol=5e-6)
+    assert schedule(0.0) == np.inf and schedule(1.0) == -np.inf
+    np.testing.assert_allclose(schedule.inverse(schedule(u)), u, rtol=1e-5)
 
 
 def test_truncation_is_finite_where_the_tail_that_is_cut_off_is_too_small_for_float32():

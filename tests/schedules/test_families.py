@@ -242,8 +242,8 @@ def test_formulas_hold_for_any_parameters(name, mean, width, tail):
     first, second = schedule.tails(jnp.asarray(schedule(u)))
     # one part in 10^5 of the smaller tail, and what the rounding of logSNR moves u by
     moved = 3e-7 * np.maximum(np.abs(exact), 1) * np.asarray(schedule.density(jnp.float32(exact)))
-    assert (np.abs(first - u) < 1e-5 * np.minimum(u, 1 - u) + 2 * moved + 2e-7).all()
-    assert (np.abs(second - (1 - u)) < 1e-5 * np.minimum(u, 1 - u) + 2 * moved + 2e-7).all()
+    assert (np.abs(first - u) < 1e-5 * np.minimum(u, 1 - u) + 2 * moved + 3e-7).all()
+    assert (np.abs(second - (1 - u)) < 1e-5 * np.minimum(u, 1 - u) + 2 * moved + 3e-7).all()
 
 
 @pytest.mark.parametrize(

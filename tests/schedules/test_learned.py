@@ -89,6 +89,19 @@ def test_each_pixel_has_its_own_schedule():
     np.testing.assert_allclose(density, -1 / slope, rtol=1e-2)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_per_pixel_under_x64_with_strict_promotion(dtype):
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        params = S.learned_init(jax.random.key(0))
+        assert all(p.dtype == np.float32 for p in params)  # as without x64: a run may be resumed with it
+        schedule = S.per_pixel(params, jnp.asarray([[0.5, 2.0], [3.0, 9.0]], dtype))
+        lam = schedule(jnp.asarray([0.2, 0.9], dtype))
+        assert lam.dtype == dtype and lam.shape == (2, 2)
+        u = schedule.inverse(lam)
+        np.testing.assert_allclose(u, [[0.2, 0.2], [0.9, 0.9]], rtol=1e-5)
+        np.testing.assert_array_equal(schedule.density([np.inf, -np.inf]), 0)
+
+
 def test_the_regulariser_is_the_second_derivative_of_the_signal():
     rate, u = jnp.array([3.0]), jnp.float32([0.3])
     params = S.learned_init(jax.random.key(0))._replace(height=jnp.full(64, -40.0))  # m(u) = u
@@ -110,6 +123,10 @@ def test_bad_input_is_named():
         S.per_pixel(params, jnp.array([1.0, 0.0]))
     with pytest.raises(ValueError, match=r"floor = 1.0: must lie in \[0, 1\)"):
         S.per_pixel(params, jnp.ones(2), floor=1.0)
+    schedule = S.per_pixel(params, jnp.ones((4, 2)))
+    for call, name in ((schedule, "u"), (schedule.inverse, "logsnr"), (schedule.density, "logsnr")):
+        with pytest.raises(ValueError, match=rf"{name} has shape \(3,\) for a rate of shape \(4, 2\)"):
+            call(jnp.full(3, 0.5))
 
 
 def test_it_trains_with_the_model_towards_the_least_variance():

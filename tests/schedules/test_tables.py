@@ -35,6 +35,20 @@ def test_ddpm_and_stable_diffusion_levels_are_the_published_ones():
     np.testing.assert_allclose(S.sigma_from_logsnr(stable(np.float32(steps / 999))), table, rtol=4e-3)
 
 
+@pytest.mark.parametrize(
+    ("model", "published"),
+    [  # Sabour et al. 2024, supplement
+        ("stable_diffusion_15", [14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029]),
+        ("stable_diffusion_xl", [14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029]),
+        ("deepfloyd_if", [160.41, 8.081, 3.315, 1.885, 1.207, 0.785, 0.553, 0.293, 0.186, 0.030, 0.006]),
+        ("stable_video_diffusion", [700.00, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002]),
+    ],
+)
+def test_the_ten_published_steps(model, published):
+    grid = S.sigmas(S.align_your_steps(model), 10, final=None)
+    np.testing.assert_allclose(grid, published, rtol=1e-6)
+
+
 def test_align_your_steps_interpolates_to_any_number():
     grid = np.asarray(S.sigmas(S.align_your_steps(), 20, final=None))
     published = [14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029]
@@ -53,6 +67,25 @@ def test_tables_differentiate():
     np.testing.assert_allclose(slope, -2 / 2.0, rtol=1e-5)  # d(-2 log s)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_traced_table_may_have_either_order(order):
+    sigmas = jnp.float32([0.03, 0.5, 2.0, 14.0])[::order]
+    for u, sigma in ((0.0, 0.03), (1 / 3, 0.5), (0.5, 1.0), (1.0, 14.0)):
+        got = jax.jit(lambda s, u=u: S.sigma_from_logsnr(S.tabulated(s)(u)))(sigmas)
+        np.testing.assert_allclose(got, sigma, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(lambda s: S.tabulated(s).density(0.3))(sigmas), S.tabulated(sigmas).density(0.3))
+    with pytest.raises(ValueError, match=r"sigmas has shape \(\): must be \[k\]"):
+        jax.jit(lambda s: S.tabulated(s[0])(0.5))(sigmas)
+
+
+def test_traced_betas_are_tabulated():
+    betas = np.linspace(1e-3, 0.02, 50)
+    lam = jax.jit(lambda b: S.from_betas(b)(jnp.float32([0, 0.3, 1])))(jnp.float32(betas))
+    np.testing.assert_allclose(lam, S.from_betas(betas)([0, 0.3, 1]), rtol=1e-5)
+    signal = np.prod(1 - betas)
+    np.testing.assert_allclose(lam[-1], np.log(signal / (1 - signal)), rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -64,7 +97,10 @@ def test_tables_differentiate():
         (lambda: S.from_betas([0.1, -0.2]), "betas contains -0.2"),
         (lambda: S.from_betas([0.1, np.nan]), "betas contains nan"),
         (lambda: S.from_betas(0.1), "betas has shape ()"),
+        (lambda: S.tabulated([1.0, 1 + 1e-12]), "of the same logSNR in float32: must be farther apart"),
+        (lambda: S.from_betas([0.5, 1e-12]), "betas[1] = 1e-12: must be large enough to lower logSNR"),
         (lambda: S.linear_betas(steps=1), "steps = 1"),
+        (lambda: S.linear_betas(beta_end=2.0), "beta_end = 2.0: must lie in (0, 1)"),
         (lambda: S.scaled_linear_betas(beta_end=1.5), "beta_end = 1.5"),
         (lambda: S.align_your_steps("stable_diffusion_xxl"), "did you mean 'stable_diffusion_xl'"),
     ],

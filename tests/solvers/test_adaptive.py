@@ -112,7 +112,7 @@ def test_jit_traced_sigmas_and_one_compilation():
         return denoise(x, sigma)
 
     def run(x, sigmas):
-        return dx.sample(counted, x, sigmas, solver=dx.solvers.adaptive())
+        return dx.sample(counted, x, sigmas, solver=dx.solvers.adaptive(), to_zero=True)
 
     want = run(x, np.array([*GRID, 0.0]))
     assert set(traces) == {(4,)} and len(traces) <= 2  # a loop may trace its body twice; it compiles it once
@@ -162,7 +162,11 @@ def test_a_walk_in_either_direction(end, x64):
         ({"rtol": 0.0}, "rtol = 0.0"),
         ({"atol": -1.0}, "atol = -1.0"),
         ({"sigma_data": 0.0}, "sigma_data = 0.0"),
-        ({"max_steps": 0}, "max_steps = 0: must be an integer >= 1"),
+        ({"max_steps": 0}, "max_steps = 0: must be an integer from 1 to"),
+        ({"rtol": "1e-3"}, "rtol = '1e-3': must be positive"),
+        ({"atol": np.nan}, "atol = nan: must be positive"),
+        ({"sigma_data": np.ones(3)}, "sigma_data has shape (3,): must be one number"),
+        ({"sigma_data": None}, "sigma_data = None"),
     ],
 )
 def test_bad_arguments_are_named(settings, words):
@@ -170,6 +174,37 @@ def test_bad_arguments_are_named(settings, words):
         dx.solvers.adaptive(**settings)
     assert words in str(error.value)
     assert dx.solvers.adaptive().nfe(5) is None
+    with pytest.raises(ValueError, match="n = 0: must be an integer >= 1"):
+        dx.solvers.adaptive().nfe(0)
+
+
+@pytest.mark.parametrize("grid", [GRID, [*GRID, 0.0]])
+def test_shards_at_the_defaults_of_shard_map(grid):
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    rows = jax.sharding.PartitionSpec("data")
+    x = jnp.float32(start(4))
+
+    def run(x):
+        return dx.sample(dx.gaussian_mixture(MEANS, 0.3), x, grid, solver=dx.solvers.adaptive())
+
+    split = jax.jit(jax.shard_map(run, mesh=mesh, in_specs=rows, out_specs=rows))(x)
+    np.testing.assert_allclose(split, run(x), atol=1e-5)
+
+
+def test_strict_promotion_and_any_dtype_of_its_parameters():
+    x, c = np.float32(start(4)), 0.5
+    want = x * np.hypot(c, 0.002) / np.hypot(c, 80)
+
+    def denoise(x, s):
+        return x / (1 + (s[:, None] / jnp.asarray(c, x.dtype)) ** 2)
+
+    for wide in (False, True):
+        with jax.enable_x64(wide), jax.numpy_dtype_promotion("strict"):
+            for scale in (c, np.float64(c), jnp.float32(c)):
+                solver = dx.solvers.adaptive(np.float64(1e-4), np.float32(1e-4), sigma_data=scale)
+                out = dx.sample(denoise, x, GRID, solver=solver)
+                assert out.dtype == np.float32
+                np.testing.assert_allclose(out, want, rtol=1e-5)
 
 
 def test_a_denoiser_may_give_float64(x64):

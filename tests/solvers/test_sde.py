@@ -15,6 +15,8 @@ S = dx.solvers
 SOLVERS = {
     "ancestral": S.ancestral(),
     "ancestral_half": S.ancestral(0.5),
+    "ancestral_large": S.ancestral(variance="large"),
+    "ancestral_between": S.ancestral(variance=0.4),
     "edm_stochastic": S.edm_stochastic(churn=10.0, s_noise=1.0),
     "dpmpp_1_sde": S.dpmpp_1_sde(0.5),
     "dpmpp_2m_sde": S.dpmpp_2m_sde(),
@@ -92,7 +94,15 @@ def test_better_than_order_two(name):
     assert SOLVERS[name].order == 2 and np.all(errors_of_variance(name) < errors_of_variance("dpmpp_2m_sde"))
 
 
-STRENGTHS = {"ancestral": 1.0, "ancestral_half": 0.25, "dpmpp_1_sde": 0.5, "dpmpp_2m_sde": 1.0, "dpmpp_3m_sde": 0.5}
+STRENGTHS = {
+    "ancestral": 1.0,
+    "ancestral_half": 0.25,
+    "ancestral_large": 1.0,
+    "ancestral_between": 1.0,
+    "dpmpp_1_sde": 0.5,
+    "dpmpp_2m_sde": 1.0,
+    "dpmpp_3m_sde": 0.5,
+}
 STRENGTHS |= {"dpmpp_3m_sde_corrected": 1.0, "dpmpp_2s_sde": 0.7, "dpmpp_3s_sde": 1.0, "sa_solver": 1.0}
 
 
@@ -181,6 +191,115 @@ def test_ancestral_is_ddpms_posterior():
     for solver in (S.ancestral(), S.dpmpp_1_sde()):
         rows = solver.rows(sigmas, False)
         np.testing.assert_allclose(np.concatenate([rows.point, rows.after[:, :1]], axis=1), want, rtol=1e-9)
+
+
+def gaussian(x, s):
+    """The denoiser of N(M, C^2)."""
+    return (C**2 * x + s**2 * M) / (C**2 + s**2)
+
+
+def ddpm(betas, x, normal, variance):
+    """DDPM's sampler (Ho et al. 2020, algorithm 2) in x_t, from alpha_bar and predicted noise; numpy float64.
+
+    variance is (x_t, sigma, log beta, log beta tilde) -> its logarithm; normal(k) are the numbers of step k.
+    """
+    ab = np.cumprod(1 - betas)
+    x = np.sqrt(ab[-1]) * x
+    for k, i in enumerate(reversed(range(len(betas)))):
+        sigma = np.sqrt((1 - ab[i]) / ab[i])
+        eps = (x - np.sqrt(ab[i]) * gaussian(x / np.sqrt(ab[i]), sigma)) / np.sqrt(1 - ab[i])
+        mean = (x - betas[i] / np.sqrt(1 - ab[i]) * eps) / np.sqrt(1 - betas[i])
+        if i == 0:
+            return mean
+        tilde = (1 - ab[i - 1]) / (1 - ab[i]) * betas[i]
+        x = mean + np.exp(variance(x, sigma, np.log(betas[i]), np.log(tilde)) / 2) * normal(k)
+
+
+def predicted(x_t, sigma):
+    """v in [-1, 1] of an improved DDPM, by the network's own input x_t and for each pixel."""
+    return np.tanh(x_t) * np.cos(sigma) if isinstance(x_t, np.ndarray) else jnp.tanh(x_t) * jnp.cos(sigma)
+
+
+VARIANCES = {
+    "small": ("small", lambda x, s, beta, tilde: tilde),
+    "large": ("large", lambda x, s, beta, tilde: beta),
+    "between": (0.3, lambda x, s, beta, tilde: 0.3 * beta + 0.7 * tilde),
+    "learned": (
+        lambda x, s: (predicted(x / jnp.sqrt(1 + s**2), s) + 1) / 2,
+        lambda x, s, beta, tilde: (predicted(x, s) + 1) / 2 * beta + (1 - predicted(x, s)) / 2 * tilde,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", VARIANCES)
+def test_ancestral_is_ddpm_with_each_of_its_variances(name):
+    variance, logarithm = VARIANCES[name]
+    betas, key = np.linspace(1e-3, 0.4, 12), jax.random.key(5)
+    ab = np.cumprod(1 - betas)
+    sigmas = np.append(np.sqrt((1 - ab) / ab)[::-1], 0.0)
+    with jax.enable_x64(True):
+        x = sigmas[0] * np.random.default_rng(0).normal(size=(3, 2))
+
+        def normal(step):
+            return np.asarray(noise.normal(jax.random.fold_in(key, 2 * step + 1), jnp.arange(3), (2,), jnp.float64))
+
+        want = ddpm(betas, x, normal, logarithm)
+        solver = S.ancestral(variance=variance)
+        assert solver.stochastic and solver.nfe(12) == 12
+        got = dx.sample(gaussian, x, sigmas, solver=solver, key=key)
+        np.testing.assert_allclose(got, want, rtol=1e-10)
+        small = ddpm(betas, x, normal, VARIANCES["small"][1])
+    assert name == "small" or np.abs(want - small).max() > 1e-2
+
+
+def test_a_constant_fraction_is_the_number_and_traced_sigmas_have_a_gradient():
+    x, key, sigmas = 10 * np.random.default_rng(0).normal(size=(3, 2)), jax.random.key(0), np.append(geometric(5), 0.0)
+    table, own = S.ancestral(variance=0.4), S.ancestral(variance=lambda x, s: jnp.full_like(x, 0.4))
+    np.testing.assert_allclose(*(dx.sample(gaussian, x, sigmas, solver=s, key=key) for s in (table, own)), rtol=1e-5)
+    path = dx.sample(gaussian, x, sigmas, solver=own, key=key, trajectory=True)
+    assert path.shape == (7, 3, 2)
+    each = np.stack([sigmas, 0.9 * sigmas, 0.8 * sigmas], axis=1)
+    whole, alone = (
+        dx.sample(lambda x, s: gaussian(x, s[:, None]), x[rows], each[:, rows], solver=own, key=key, index=index)
+        for rows, index in ((slice(None), np.arange(3)), (slice(1, 2), np.arange(1, 2)))
+    )
+    np.testing.assert_allclose(whole[1:2], alone, rtol=1e-5)
+
+    def total(grid):
+        return jnp.sum(dx.sample(gaussian, x, grid, solver=own, key=key, to_zero=True) ** 2)
+
+    grad = jax.jit(jax.grad(total))(jnp.float32(sigmas))
+    assert np.isfinite(grad).all() and np.abs(grad[1:-1]).max() > 0
+
+
+@pytest.mark.parametrize("fraction", [lambda x, s: x[:, 0], lambda x, s: 0.5, lambda x, s: None])
+def test_a_fraction_of_another_shape_is_refused(fraction):
+    solver = S.ancestral(variance=fraction)
+    with pytest.raises(ValueError, match=r"variance gave .*: must be"):
+        dx.sample(gaussian, jnp.ones((3, 2)), [2.0, 1.0, 0.0], solver=solver, key=jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    "name", ["sa_solver", "sa_solver_interval", "er_sde_2", "edm_stochastic", "dpmpp_3s_sde", "ancestral_between"]
+)
+def test_strict_promotion_with_sigmas_traced_and_not(name):
+    solver = SOLVERS[name]
+    x, sigmas = np.float32(10 * np.random.default_rng(0).normal(size=(3, 2))), np.append(geometric(4), 0.0)
+
+    def denoise(x, s):
+        return x / (1 + (s / jnp.asarray(C, x.dtype)) ** 2)
+
+    def run(grid):
+        return dx.sample(denoise, x, grid, solver=solver, key=jax.random.key(0), to_zero=True)
+
+    ends = [run(sigmas)]
+    with jax.numpy_dtype_promotion("strict"):
+        ends.append(jax.jit(run)(jnp.asarray(sigmas, jnp.float32)))
+        with jax.enable_x64(True):
+            ends += [run(sigmas), jax.jit(run)(jnp.asarray(sigmas, jnp.float32))]
+    assert {end.dtype for end in ends} == {np.dtype(np.float32)}
+    for end in ends[1:]:
+        np.testing.assert_allclose(end, ends[0], rtol=1e-3, atol=1e-3)
 
 
 def test_ancestral_is_ddim_eta():
@@ -273,7 +392,7 @@ def test_er_sde_is_exact_for_a_parabola_in_sigma():
 
 
 def test_edm_stochastic_is_algorithm_two_of_karras():
-    denoise, x = dx.gaussian_mixture(MEANS, 0.3), 10 * np.random.default_rng(0).normal(size=(5, 2))
+    denoise, x = dx.gaussian_mixture(MEANS, 0.3), np.float32(10 * np.random.default_rng(0).normal(size=(5, 2)))
     t, key = np.float64(dx.schedules.sigmas(dx.schedules.karras(0.01, 10.0), 7)), jax.random.key(3)
 
     def slope(x, sigma):
@@ -283,7 +402,7 @@ def test_edm_stochastic_is_algorithm_two_of_karras():
     for a, b in itertools.pairwise(t):
         gamma = min(5.0 / 7, math.sqrt(2) - 1) if 0.05 <= a <= 5.0 else 0.0
         hat = a * (1 + gamma)
-        z = noise.normal(jax.random.fold_in(key, 2 * row), jnp.arange(5), (2,))
+        z = noise.normal(jax.random.fold_in(key, 2 * row), jnp.arange(5), (2,), x.dtype)
         y = y + math.sqrt(hat**2 - a**2) * 1.007 * np.float64(z)
         d = slope(y, hat)
         euler = y + (b - hat) * d
@@ -335,7 +454,7 @@ def test_traced_sigmas_give_the_same_and_a_gradient(name):
     sigmas = np.array([10.0, 2.0, 0.5, 0.1, 0.0])
 
     def solve(grid):
-        out = dx.sample(denoise, x, grid, solver=SOLVERS[name], key=jax.random.key(0))
+        out = dx.sample(denoise, x, grid, solver=SOLVERS[name], key=jax.random.key(0), to_zero=True)
         return jnp.sum(out**2), out
 
     grad, out = jax.jit(jax.grad(solve, has_aux=True))(jnp.asarray(sigmas, jnp.float32))
@@ -364,6 +483,23 @@ def test_noise_wants_a_key_and_a_way_down():
         (lambda: S.sa_solver(interval=(3.0, 1.0)), "interval = (3.0, 1.0)"),
         (lambda: S.predictor_corrector(0.0), "snr = 0.0"),
         (lambda: S.annealed_langevin(corrections=0), "corrections = 0"),
+        (lambda: S.annealed_langevin(corrections=10**7), "corrections = 10000000: must be an integer from 1 to 10000"),
+        (lambda: S.annealed_langevin("a"), "step = 'a'"),
+        (lambda: S.edm_stochastic(math.nan), "churn = nan"),
+        (lambda: S.edm_stochastic(s_min=2.0, s_max=1.0), "s_min = 2.0: must be at most s_max = 1.0"),
+        (lambda: S.edm_stochastic(s_noise=None), "s_noise = None"),
+        (lambda: S.ancestral(None), "eta = None"),
+        (lambda: S.ancestral(np.ones(2)), "eta has shape (2,): must be one number"),
+        (lambda: S.ancestral(variance="big"), "variance = 'big': must be one of 'small', 'large'"),
+        (lambda: S.ancestral(variance=1.5), "variance = 1.5: must lie in [0, 1]"),
+        (lambda: S.ancestral(0.5, "large"), "eta = 0.5: must be 1 with another variance than 'small'"),
+        (lambda: S.ancestral(0.5, lambda x, s: x), "eta = 0.5: must be 1"),
+        (lambda: S.sa_solver("1"), "tau = '1'"),
+        (lambda: S.sa_solver(interval=3.0), "interval = 3.0: must be (low, high)"),
+        (lambda: S.sa_solver(interval=(1.0, math.nan)), "interval[1] = nan"),
+        (lambda: S.sa_solver(interval=("a", 2.0)), "interval[0] = 'a'"),
+        (lambda: S.er_sde("3"), "order = '3'"),
+        (lambda: jax.jit(lambda e: S.dpmpp_2m_sde(e).order)(0.5), "eta is traced: must be a number that is known"),
     ],
 )
 def test_bad_arguments_are_named(make, words):

@@ -42,6 +42,19 @@ def test_a_spike_is_measured_by_the_geometric_mean_of_what_counted():
     assert after.log_loss == state.log_loss and int(after.skipped) == 1
 
 
+def test_its_dtypes_do_not_depend_on_x64_nor_on_the_loss():
+    wanted = [np.dtype(np.int32)] * 3 + [np.dtype(np.float32)]
+    for wide in (False, True):
+        with jax.enable_x64(wide), jax.numpy_dtype_promotion("strict"):
+            for dtype in (jnp.bfloat16, jnp.float32, *[jnp.float64] * wide):
+                state = guard.init()
+                assert [leaf.dtype for leaf in state] == wanted
+                loss = jnp.asarray(1.5, dtype)
+                ok, state = guard.judge(state, loss, loss, spike=2.0)
+                assert bool(ok) and [leaf.dtype for leaf in state] == wanted
+                np.testing.assert_allclose(state.log_loss, np.log(1.5), rtol=1e-6)
+
+
 def test_it_compiles_to_a_few_scalars():
     state = guard.init()
     text = jax.jit(lambda g, x: guard.judge(g, x, spike=2.0)).lower(state, jnp.float32(1)).as_text()
