@@ -130,10 +130,8 @@ def _grid(sigmas: Any, shape: tuple[int, ...], to_zero: bool | None) -> tuple[An
     """The sigmas, in numpy float64 where they are concrete; whether they end at 0; and, where they are traced, whether
     they are a grid that ends so, which is known when they have values."""
     if isinstance(sigmas, Schedule) or callable(sigmas):
-        raise ValueError(
-            f"sigmas = {_check.shown(sigmas)}: must be an array, such as dx.schedules.sigmas(schedule, n) makes of a "
-            "schedule"
-        )
+        given = "a Schedule" if isinstance(sigmas, Schedule) else "a function"
+        raise ValueError(f"sigmas is {given}: must be an array, such as dx.schedules.sigmas(dx.schedules.karras(), n)")
     values = _check.real("sigmas", sigmas, "be an array [n + 1] with n >= 1")
     array = jnp.asarray(sigmas) if values is None else values
     batch, each = shape[0], array.shape[1:]

@@ -76,6 +76,72 @@ def test_resampled_is_that_correction_as_a_weighting():
     np.testing.assert_allclose(weight, np.exp(lam) * BASE.density(lam) / adapted.density(lam), rtol=1e-5)
 
 
-def test_bad_input_is_named():
-    with pytest.raises(ValueError, match="bins = 1"):
-        dx.adaptive.init(1)
+def test_a_step_by_hand():
+    """Four samples in two bins of eight: m' = d^n m + (1 - d) sum L^2, and the same of the weights."""
+    base = dx.schedules.uniform(0.0, 8.0)
+    state = dx.adaptive.Adaptive(jnp.full(8, 2.0), jnp.full(8, 3.0))
+    loss, logsnr = jnp.float32([1.0, 2.0, np.nan, 5.0]), jnp.float32([7.5, 7.25, 7.9, 0.5])
+    got = dx.adaptive.update(state, base, loss, logsnr, decay=0.9)
+    np.testing.assert_allclose(got.second_moment[0], 2 * 0.9**3 + 0.1 * (1 + 4), rtol=1e-6)
+    np.testing.assert_allclose(got.seen[0], 3 * 0.9**3 + 0.3, rtol=1e-6)
+    np.testing.assert_allclose(got.second_moment[7], 2 * 0.9 + 0.1 * 25, rtol=1e-6)
+    np.testing.assert_allclose(got.second_moment[1:7], 2)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_x64_with_strict_promotion(dtype):
+    """The state keeps its dtype, as the carry of a loop must; the schedule gives that of the argument."""
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        state = dx.adaptive.init(8)
+        base = dx.schedules.truncate(dx.schedules.cosine(), -8, 8)
+
+        def step(state, u):
+            adapted = dx.adaptive.schedule(state, base, np.float64(0.2))
+            logsnr = adapted(u)
+            return dx.adaptive.update(state, base, jnp.abs(logsnr), logsnr, np.float64(0.9)), adapted.density(logsnr)
+
+        u = jnp.asarray(np.random.default_rng(0).uniform(size=(3, 16)), dtype)
+        after, density = jax.jit(lambda: jax.lax.scan(step, state, u))()
+    assert after.seen.dtype == after.second_moment.dtype == np.float32 and density.dtype == dtype
+    assert np.isfinite(density).all() and after.seen.sum() > 0
+
+
+STATE = dx.adaptive.init(4)
+LOSS = jnp.ones(3)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: dx.adaptive.init(1), "bins = 1: must be an integer >= 2|bins = 1: must be an integer from 2"),
+        (lambda: dx.adaptive.schedule(dx.adaptive.init, BASE), "state = init: is a function: did you forget"),
+        (lambda: dx.adaptive.schedule(STATE, dx.schedules.edm), "base = edm: is a function: did you forget"),
+        (lambda: dx.adaptive.schedule(STATE._replace(seen=jnp.ones(3)), BASE), r"state.second_moment has shape \(4,\)"),
+        (lambda: dx.adaptive.schedule(STATE, BASE, floor=0.0), r"floor = 0.0: must lie in \(0, 1\]"),
+        (lambda: dx.adaptive.schedule(STATE, BASE, floor=1.5), r"floor = 1.5: must lie in \(0, 1\]"),
+        (lambda: dx.adaptive.update(STATE, BASE, LOSS, LOSS, decay=1.0), r"decay = 1.0: must lie in \[0, 1\)"),
+        (lambda: dx.adaptive.update(STATE, BASE, LOSS, jnp.ones(2)), r"logsnr has shape \(2,\): must be \[batch\]"),
+        (
+            lambda: dx.adaptive.update(STATE, BASE, jnp.ones((3, 2)), LOSS),
+            r"loss has shape \(3, 2\): must be \[batch\]",
+        ),
+        (lambda: dx.adaptive.update(STATE, BASE, jnp.ones(()), jnp.ones(())), r"loss has shape \(\)"),
+    ],
+)
+def test_bad_input_is_named(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+@pytest.mark.parametrize("wrong", [None, "2", dx.schedules.edm, (), np.zeros(0), 1j, True, {"a": 1}, object()])
+def test_wrong_arguments_are_refused(wrong):
+    calls = {
+        dx.adaptive.init: {"bins": 4},
+        dx.adaptive.probabilities: {"state": STATE, "floor": 0.2},
+        dx.adaptive.schedule: {"state": STATE, "base": BASE, "floor": 0.2},
+        dx.adaptive.update: {"state": STATE, "base": BASE, "loss": LOSS, "logsnr": LOSS, "decay": 0.9},
+    }
+    for function, right in calls.items():
+        for argument in right:
+            with pytest.raises(ValueError, match=rf"^{argument} .*must"):
+                function(**{**right, argument: wrong})

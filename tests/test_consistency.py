@@ -381,7 +381,7 @@ def test_with_x64_all_has_the_dtype_of_the_data(promotion):
         (lambda: C.sample(None, jnp.ones((2, 1)), [1.0]), "f = None: must be a function"),
         (lambda: C.sample(lambda x, s: x[:, 0], jnp.ones((2, 1)), [1.0]), "f gave shape (2,) for x of shape (2, 1)"),
         (lambda: C.sample(lambda x, s: x[:, 0], jnp.ones((2, 1)), [2.0, 1.0], key=KEY), "f gave shape (2,) for x"),
-        (lambda: C.sample(lambda x, s: x, jnp.ones((2, 1), int), [1.0]), "x is of int32"),
+        (lambda: C.sample(lambda x, s: x, np.ones((2, 1), np.int32), [1.0]), "x is of int32"),
         (lambda: C.sample(lambda x, s: x, jnp.ones((2, 1)), [2.0, 1.0], key="zzz"), "key = 'zzz': must be a JAX key"),
         (
             lambda: C.sample(lambda x, s: x, jnp.ones((2, 1)), [2.0, 1.0], key=KEY, index=[0]),
@@ -445,7 +445,7 @@ def test_bad_options_of_a_loss_are_named(options, words, compiled):
         ({"apply": lambda p, x, c, cond: x[:, 0]}, "apply gave shape (4,) for x of shape (4, 2)"),
         ({"apply": None}, "apply = None: must be a function"),
         ({"key": None}, "key = None: must be a JAX key"),
-        ({"x0": jnp.ones((4, 2), int)}, "x0 is of int32: must be floating-point numbers"),
+        ({"x0": np.ones((4, 2), np.int32)}, "x0 is of int32: must be floating-point numbers"),
         ({"x0": np.ones((4, 2), np.uint8)}, "x0 is of uint8"),
         ({"x0": None}, "x0 is of object"),
     ],

@@ -175,7 +175,7 @@ def test_strict_promotion():
 
 # ---- mistakes -------------------------------------------------------------------------------------------------------
 
-X = jnp.ones((64, 1))
+X = jnp.ones((64, 1), jnp.float32)
 V = dx.preconditioning.v()
 
 
@@ -199,7 +199,7 @@ def network(apply=lambda p, x, c, cond: x, pre=V):
         (lambda: network()(X, "1"), "sigma = '1': must be finite and >= 0"),
         (lambda: network()(X, jnp.ones(3)), "sigma has shape (3,) for x of shape (64, 1)"),
         (lambda: network()(X, jnp.ones((1, 1))), "sigma has shape (1, 1) for x of shape (64, 1)"),
-        (lambda: network()(X.astype(int), 1.0), "x is of int32: must be floating-point numbers"),
+        (lambda: network()(X.astype(jnp.int32), 1.0), "x is of int32: must be floating-point numbers"),
         (lambda: network()(jnp.float32(1.0), 1.0), "x has shape (): must be [batch, ...]"),
         (lambda: network()(None, 1.0), "x is of object: must be floating-point numbers"),
         (lambda: dx.gaussian_mixture(np.full((2, 1), np.nan), 1.0), "means holds values that are NaN or infinite"),
@@ -215,7 +215,7 @@ def network(apply=lambda p, x, c, cond: x, pre=V):
         (lambda: dx.gaussian_mixture(np.zeros((2, 1)), 1.0, [1.0, np.nan]), "must be positive"),
         (lambda: dx.gaussian_mixture(np.zeros((2, 1)), 1.0)(jnp.ones((3, 2)), 1.0), "with samples of shape (1,)"),
         (lambda: dx.gaussian_mixture(np.zeros((2, 1)), 1.0)(X, np.inf), "truncate the schedule"),
-        (lambda: dx.gaussian_mixture(np.zeros((2, 1)), 1.0)(X, 1e30), "whose square a float32 holds"),
+        (lambda: dx.gaussian_mixture(np.zeros((2, 1), np.float32), 1.0)(X, 1e30), "whose square a float32 holds"),
         (lambda: dx.gaussian_mixture(np.zeros((2, 1)), 1.0)(X, jnp.ones(2)), "sigma has shape (2,) for x of shape"),
     ],
 )

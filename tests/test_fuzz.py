@@ -193,6 +193,7 @@ VALID = {
     dx.losses.denoising: LOSS | NETWORK | {"schedule": None, "preconditioning": None, "weighting": None},
     dx.noise.normal: {"key": KEY, "index": np.arange(4), "shape": (2,), "dtype": jnp.float32},
     dx.noise.sample_keys: {"key": KEY, "index": np.arange(4)},
+    dx.noise.threefry: {"key": KEY},
     dx.optics.airy: {"shape": (4, 4), "radius": 1.0},
     dx.optics.binned: {"image": IMAGES, "factor": 2},
     dx.optics.blur: {"image": IMAGES, "transfer": dx.optics.gaussian((4, 4), 1.0)},

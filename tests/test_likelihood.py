@@ -194,8 +194,7 @@ def test_discretised_bound_is_the_entropy_of_the_levels():
     r = elbo(categorical, x, schedule=schedule, levels=4, draws=512)
     for level in range(4):  # -log2 P of each level, not only on average
         assert_mean((r.bits + np.log2(P[k]))[k == level], at_most=1.5e-2)
-    entropy = -(P * np.log2(P)).sum()
-    assert abs(r.bits.mean() - entropy) < 5e-3
+    assert_mean(r.bits + np.log2(P[k]), at_most=5e-3)  # of which the mean is the entropy
     assert (r.reconstruction > -1e-6).all() and r.reconstruction.mean() < 1e-3
 
 
@@ -361,7 +360,7 @@ def test_results_do_not_depend_on_the_batch(name):
         ({"key": None}, "key = None: must be a JAX key"),
         ({"key": 0}, "key = 0: must be a JAX key"),
         ({"index": jnp.arange(3)}, r"index has shape \(3,\): must be \[batch\] = \(2,\)"),
-        ({"index": jnp.zeros(2)}, "index is of float32: must be integers"),
+        ({"index": np.zeros(2, np.float32)}, "index is of float32: must be integers"),
         ({"sigma_data": "1"}, "sigma_data = '1': must be positive"),
         ({"sigma_data": np.ones(2)}, r"sigma_data has shape \(2,\): must be one number"),
         ({"x0": np.zeros((2, 3), np.uint8)}, "x0 is of uint8: must be floating-point numbers: scale pictures"),

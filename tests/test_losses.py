@@ -58,7 +58,7 @@ def test_the_condition_and_the_level_reach_the_network():
         seen.update(c_noise=c_noise, cond=cond)
         return (0 * x).astype(jnp.bfloat16)
 
-    x0 = np.zeros((8, 2))  # numpy, float64
+    x0 = np.zeros((8, 2), np.float16)  # numpy, of less than float32
     loss, aux = dx.losses.denoising(apply, None, jax.random.key(0), x0, "cond")
     assert seen["cond"] == "cond" and loss.dtype == jnp.float32
     np.testing.assert_allclose(seen["c_noise"], -aux.logsnr / 8, rtol=1e-6)
@@ -239,13 +239,13 @@ X = jnp.ones((64, 1))
         ({"apply": lambda p, x, c, cond: x[:1]}, "apply gave shape (1, 1) for x of shape (64, 1)"),
         ({"apply": lambda p, x, c, cond: None}, "apply gave None: must be an array of shape (64, 1)"),
         ({"apply": lambda p, x, c, cond: (x, x)}, "apply gave a tuple: must be an array"),
-        ({"apply": lambda p, x, c, cond: x.astype(int)}, "apply gave int32: must be floating-point"),
+        ({"apply": lambda p, x, c, cond: x.astype(jnp.int32)}, "apply gave int32: must be floating-point"),
         ({"apply": None}, "apply = None: must be a function apply(params, x, c_noise, cond)"),
         ({"key": None}, "key = None: must be a JAX key"),
         ({"key": 0}, "key = 0: must be a JAX key"),
-        ({"x0": jnp.ones((4, 2), int)}, "x0 is of int32: must be floating-point numbers"),
+        ({"x0": np.ones((4, 2), np.int32)}, "x0 is of int32: must be floating-point numbers"),
         ({"x0": np.ones((4, 2), np.uint8)}, "x0 is of uint8: must be floating-point numbers: scale pictures"),
-        ({"x0": jnp.ones((4, 2), complex)}, "x0 is of complex64: must be floating-point numbers"),
+        ({"x0": np.ones((4, 2), np.complex64)}, "x0 is of complex64: must be floating-point numbers"),
         ({"x0": jnp.ones((0, 2))}, "x0 has shape (0, 2): must be [batch, ...] with at least one sample"),
         ({"x0": jnp.float32(1)}, "x0 has shape (): must be [batch, ...]"),
         ({"x0": "x0"}, "x0 is of <U2: must be floating-point numbers"),
@@ -268,7 +268,7 @@ X = jnp.ones((64, 1))
         ({"noise": lambda key, index, shape, dtype: jnp.ones(64)}, "noise gave shape (64,) for x of shape (64, 1)"),
         ({"part": (jnp.arange(64), 64)}, "must be a Part such as dx.losses.Part(rows, whole)"),
         ({"part": dx.losses.Part(jnp.arange(3), 64)}, "part.rows has shape (3,): must be [batch] = (64,)"),
-        ({"part": dx.losses.Part(jnp.ones(64), 64)}, "part.rows is of float32: must be integers"),
+        ({"part": dx.losses.Part(np.ones(64, np.float32), 64)}, "part.rows is of float32: must be integers"),
         ({"part": dx.losses.Part(jnp.arange(64) + 1, 64)}, "must lie in [0, 63]"),
         ({"part": dx.losses.Part(jnp.arange(64), 0)}, "part.whole = 0: must be an integer >= 1"),
         ({"part": dx.losses.Part(jnp.arange(64), "64")}, "part.whole = '64': must be an integer >= 1"),

@@ -53,7 +53,7 @@ def test_keys_of_a_process_that_asks_for_another_implementation(implementation):
 
 def test_of_a_threefry_key_a_sample_draws_from_fold_in():
     for key in (jax.random.key(7), jax.random.PRNGKey(7)):
-        by_hand = [jax.random.normal(jax.random.fold_in(jax.random.key(7), i), (4,)) for i in (0, 5)]
+        by_hand = [jax.random.normal(jax.random.fold_in(jax.random.key(7), i), (4,), np.float32) for i in (0, 5)]
         np.testing.assert_array_equal(dx.noise.normal(key, jnp.array([0, 5]), (4,)), np.stack(by_hand))
 
 

@@ -107,7 +107,7 @@ def test_far_out_coefficients_are_those_of_float64(name):
         "score": (one, sigma**2, one),
         "edm": (0.25 / var, sigma * 0.5 / np.sqrt(var), 1 / np.sqrt(var)),
     }[name]
-    c = LIMITS[name][0](FAR)
+    c = LIMITS[name][0](jnp.float32(FAR))
     for got, expected in ((c.c_skip, skip), (c.c_out, out), (c.c_in, inside)):
         with np.errstate(over="ignore"):
             np.testing.assert_allclose(got, np.float32(expected), rtol=3e-5, atol=1e-37)
@@ -145,7 +145,7 @@ def test_a_target_may_differ_by_pixel():
         (lambda: P.unscaled_input(P.v), "preconditioning = v: is a function: did you forget the parentheses?"),
         (lambda: P.v().target(jnp.ones((2, 3)), jnp.ones(2), 0.0), "n has shape (2,) for x0 of shape (2, 3)"),
         (lambda: P.v().target(jnp.ones((2, 3)), jnp.ones((2, 3)), jnp.ones(3)), "logsnr has shape (3,) for x of shape"),
-        (lambda: P.v().target(jnp.ones((2, 3), int), jnp.ones((2, 3)), 0.0), "x0 is of int32: must be floating"),
+        (lambda: P.v().target(np.ones((2, 3), np.int32), jnp.ones((2, 3)), 0.0), "x0 is of int32: must be floating"),
     ],
 )
 def test_bad_input_is_named(call, words):

@@ -132,7 +132,7 @@ LIMITS = {
 def test_weights_at_both_infinities_are_the_limits(name):
     weighting, noisy, clean = LIMITS[name]
     np.testing.assert_allclose(jax.jit(weighting)(jnp.array([-INF, INF])), [noisy, clean], rtol=1e-6)
-    far = np.asarray(weighting(np.array([-400.0, -180.0, 180.0, 400.0])))
+    far = np.asarray(weighting(jnp.float32([-400, -180, 180, 400])))
     np.testing.assert_allclose(far, np.repeat([noisy, clean], 2), rtol=1e-5)  # to 32 bits
     assert np.isnan(jax.jit(weighting)(jnp.nan)) or name in ("uniform", "x0")
 

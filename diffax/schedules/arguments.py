@@ -40,8 +40,8 @@ def between(name: str, value: Any, low: float, high: float) -> Scalar:
 
 def _parameter(name: str, value: Any) -> Scalar:
     """An array as it is, and a number as one of Python's, which takes any dtype."""
-    if isinstance(value, Array) or type(value) in (int, float):
-        return value
+    if isinstance(value, Array) or type(value) is float or (type(value) is int and abs(value) < 2**31):
+        return value  # a greater integer is none of JAX's
     if not isinstance(value, np.ndarray | np.generic | float | int):
         raise ValueError(f"{name} = {_check.shown(value)}: must be a number or an array")
     return value if np.ndim(value) else float(value)  # type: ignore[return-value]

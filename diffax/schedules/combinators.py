@@ -88,6 +88,8 @@ def truncate(schedule: Schedule, logsnr_min: Scalar, logsnr_max: Scalar) -> Sche
         low, high = at_least_float32(logsnr_min), at_least_float32(logsnr_max)
         (u0, v0), (u1, v1) = schedule.tails(high), schedule.tails(low)
         mass = jnp.where(u0 < v0, u1 - u0, v0 - v1)
+        # Its own ends, which lie inside where the schedule is narrower.
+        first, last = clip(schedule.quantile(u0, v0), low, high), clip(schedule.quantile(u1, v1), low, high)
     if _check.concrete(mass) and not (np.asarray(mass) > 0).all():
         raise ValueError(
             f"logsnr_min = {logsnr_min}, logsnr_max = {logsnr_max}: the schedule must have mass between them, "
@@ -97,7 +99,7 @@ def truncate(schedule: Schedule, logsnr_min: Scalar, logsnr_max: Scalar) -> Sche
     def quantile(u: Array, v: Array) -> Array:
         tiny = jnp.finfo(u.dtype).tiny  # where float32 has no room for the tail that is cut off
         lam = schedule.quantile(jnp.maximum(u0 * v + u1 * u, tiny), jnp.maximum(v0 * v + v1 * u, tiny))
-        inside = clip(lam, low, high)
+        inside = jnp.where(u <= 0, first, jnp.where(v <= 0, last, clip(lam, low, high)))
         mended = lam + jax.lax.stop_gradient(inside - lam)  # of rounding, with the slope kept
         return jnp.where(jnp.isfinite(lam), mended, inside)
 

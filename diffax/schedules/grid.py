@@ -53,12 +53,12 @@ def sigmas(schedule: Schedule, n: int, final: float | None = 0.0) -> Array | Lev
         value = _check.real("final", final, must)
         if np.ndim(final) or (value is not None and not 0 <= value < np.inf):
             raise ValueError(f"final = {_check.shown(final)}: must {must}")
+    if shape := jax.eval_shape(schedule, 0.5).shape:
+        raise ValueError(f"schedule gives logSNR of shape {shape} at one u: must be one schedule, not one per sample")
     points = n + 1 if final is None else n
     with jax.ensure_compile_time_eval():  # under jit too the grid is a constant, unless the schedule is traced
         u = jnp.arange(points) / max(points - 1, 1)
         grid = sigma_from_logsnr(schedule.quantile(1 - u, u))
-        if grid.shape != u.shape:
-            raise ValueError(f"schedule gives sigmas of shape {grid.shape}: must be one schedule, not one per sample")
         if final is not None:
             grid = jnp.append(grid, jnp.asarray(final, grid.dtype))
     if not _check.concrete(grid):

@@ -120,9 +120,11 @@ def per_pixel_regulariser(schedule: Schedule, u: Array, *, weight: Scalar = 1e-3
 
     (The paper's term is on a truncated SNR, sum_{i <= n} alpha^(2i), with n = 1 in the authors' code.)
 
-    Raises ValueError unless schedule is a Schedule, u in [0, 1], and weight finite.
+    Raises ValueError unless schedule is a Schedule, u in [0, 1], and weight one finite number.
     """
     schedule, weight = arguments.base(schedule), arguments.finite("weight", weight)
+    if np.ndim(weight):
+        raise ValueError(f"weight has shape {np.shape(weight)}: must be one number")
     _check.between("u", u, 0, 1)
     u = at_least_float32(u)
 

@@ -46,7 +46,7 @@ def test_ddpm_and_stable_diffusion_levels_are_the_published_ones():
 )
 def test_the_ten_published_steps(model, published):
     grid = S.sigmas(S.align_your_steps(model), 10, final=None)
-    np.testing.assert_allclose(grid, published, rtol=1e-6)
+    np.testing.assert_allclose(grid, published, rtol=2e-6)
 
 
 def test_align_your_steps_interpolates_to_any_number():
@@ -97,8 +97,8 @@ def test_traced_betas_are_tabulated():
         (lambda: S.from_betas([0.1, -0.2]), "betas contains -0.2"),
         (lambda: S.from_betas([0.1, np.nan]), "betas contains nan"),
         (lambda: S.from_betas(0.1), "betas has shape ()"),
-        (lambda: S.tabulated([1.0, 1 + 1e-12]), "of the same logSNR in float32: must be farther apart"),
-        (lambda: S.from_betas([0.5, 1e-12]), "betas[1] = 1e-12: must be large enough to lower logSNR"),
+        (lambda: S.tabulated([5.0, 5 + 1e-9]), "of the same logSNR in float32: must be farther apart"),
+        (lambda: S.from_betas([0.1, 1e-12]), "betas[1] = 1e-12: must be large enough to lower logSNR"),
         (lambda: S.linear_betas(steps=1), "steps = 1"),
         (lambda: S.linear_betas(beta_end=2.0), "beta_end = 2.0: must lie in (0, 1)"),
         (lambda: S.scaled_linear_betas(beta_end=1.5), "beta_end = 1.5"),
