@@ -149,8 +149,7 @@ def samples(name: str, value: Any) -> Array:
         raise ValueError(f"{name} is of {array.dtype}: must be floating-point numbers{hint}")
     if array.ndim < 1 or not array.size:
         raise ValueError(f"{name} has shape {array.shape}: must be [batch, ...] with at least one sample")
-    array = jnp.asarray(array)
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+    return _at_least_float32(jnp.asarray(array))
 
 
 def index(value: Any, batch: int, name: str = "index") -> Array:
@@ -180,7 +179,7 @@ def level(name: str, sigma: Any, x: Array) -> Array:
             f"{name} has shape {sigma.shape} for x of shape {x.shape}: must be a scalar, [batch] = {x.shape[:1]}, or "
             "[batch, ...] with the axes of x, each as long as that of x or 1"
         )
-    return sigma.astype(jnp.promote_types(sigma.dtype, jnp.float32))
+    return _at_least_float32(sigma)
 
 
 def output(name: str, value: Any, like: Array) -> Array:
@@ -208,6 +207,11 @@ def _array(name: str, value: Any, must: str) -> Any:
         return np.asarray(value) if concrete(value) else jnp.asarray(value)
     except (ValueError, TypeError, OverflowError):
         raise ValueError(f"{name} = {shown(value)}: must {must}") from None
+
+
+def _at_least_float32(array: Array) -> Array:
+    better = array.dtype in (jnp.float32, jnp.float64)
+    return array if better else array.astype(jnp.float32)  # not by promote_types, which strict promotion refuses
 
 
 def _is(array: Any, kind: Any) -> bool:

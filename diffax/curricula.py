@@ -99,7 +99,10 @@ def _at(step: ArrayLike, starts: tuple[int, ...], numbers: tuple[int, ...]) -> A
     _check.finite("step", step)
     table = np.asarray(numbers, np.int32)
     if _check.concrete(step):
-        steps = np.minimum(np.floor(step), _FAR).astype(np.int64)
+        steps = np.asarray(step)
+        if steps.dtype.kind not in "iu":
+            steps = np.minimum(np.floor(steps.astype(np.float64)), _FAR)
+        steps = steps.astype(np.int64)
         return jnp.asarray(table[np.searchsorted(np.asarray(starts, np.int64), steps, side="right")])
     step = jnp.asarray(step)
     if jnp.issubdtype(step.dtype, jnp.floating):

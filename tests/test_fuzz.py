@@ -226,7 +226,7 @@ VALID = {
     dx.variational.prior: {"schedule": S.karras(), "x0": X},
     dx.solvers.adams_bashforth: {"order": 3, "space": "v", "bootstrap": True, "sigma_data": 1.0},
     dx.solvers.adaptive: {"rtol": 1e-3, "atol": 1e-3, "max_steps": 10, "sigma_data": 1.0},
-    dx.solvers.ancestral: {"eta": 1.0},
+    dx.solvers.ancestral: {"eta": 1.0, "variance": "small"},
     dx.solvers.annealed_langevin: {"step": 0.1, "corrections": 2},
     dx.solvers.default: {"sigma_data": 1.0},
     dx.solvers.deis: {"order": 3, "bootstrap": False, "beta_min": 0.1, "beta_max": 20.0},

@@ -65,7 +65,7 @@ def test_the_condition_and_the_level_reach_the_network():
 
 
 def test_a_schedule_may_differ_by_pixel():
-    x0 = jnp.ones((6, 4, 4, 2))
+    x0 = jnp.ones((6, 4, 4, 2), jnp.float32)
     rate = jnp.linspace(1.0, 5.0, 6 * 16).reshape(6, 4, 4, 1)
     schedule = dx.schedules.per_pixel(dx.schedules.learned_init(jax.random.key(0)), rate)
     pre, w = dx.preconditioning.v(), dx.weightings.min_snr()

@@ -71,7 +71,7 @@ class _Rows(NamedTuple):
 
 
 def _init(x: Array, rows: _Rows) -> tuple[Any, ...]:
-    zero, none = jnp.zeros_like(x), jnp.zeros(len(x), x.dtype)
+    zero, none = jnp.zeros_like(x), jnp.zeros_like(x, shape=x.shape[:1])  # varying as x does, under shard_map
     return x, (zero,) * 3, zero, zero, (none,) * 4
 
 

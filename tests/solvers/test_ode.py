@@ -770,7 +770,7 @@ def test_orders_run_from_1_to_4(make, order):
     [
         (lambda: S.exponential_ab(2, "y"), "space = 'y': must be one of 'x0', 'eps'"),
         (lambda: S.adams_bashforth(2, "x0"), "space = 'x0': must be one of 'v', 'flow', 'eps', 'log'"),
-        (lambda: S.unipc(3, "bh3"), "variant = 'bh3': must be 'bh1' or 'bh2'"),
+        (lambda: S.unipc(3, "bh3"), "variant = 'bh3': must be one of 'bh1', 'bh2'"),
         (lambda: S.dpm_solver_2(0.0), "r = 0.0: must lie strictly between 0 and 1"),
         (lambda: S.dpmpp_2s(1.0), "r = 1.0: must lie strictly between 0 and 1"),
         (lambda: S.dpmpp_2s(math.nan), "r = nan: must lie strictly between 0 and 1"),
