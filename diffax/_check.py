@@ -126,12 +126,10 @@ def one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
 
 def key(name: str, value: Any) -> Array:
     """`value` itself. Raises ValueError unless it is one JAX key, typed or raw."""
-    sentence = f"{name} = {shown(value)}: must be a JAX key such as jax.random.key(0)"
-    if not isinstance(value, Array | np.ndarray):
-        raise ValueError(sentence)
-    typed = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
-    if not typed and (value.dtype != np.uint32 or value.ndim < 1):
-        raise ValueError(sentence)
+    array = isinstance(value, Array | np.ndarray)
+    typed = array and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+    if not typed and not (array and value.dtype == np.uint32 and value.ndim >= 1):
+        raise ValueError(f"{name} = {shown(value)}: must be a JAX key such as jax.random.key(0)")
     batch = value.shape if typed else value.shape[:-1]
     if batch:
         raise ValueError(f"{name} holds {' x '.join(map(str, batch))} keys: must be one, such as jax.random.key(0)")

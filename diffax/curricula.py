@@ -115,7 +115,9 @@ def _at(step: ArrayLike, starts: tuple[int, ...], numbers: tuple[int, ...]) -> A
 
 
 def _whole(total: int, s0: int, s1: int) -> None:
-    _check.whole("total", total, 1, _FAR)
+    _check.whole("total", total)
+    if total > _FAR:
+        raise ValueError(f"total = {total}: must be at most 2^62 steps")
     _check.whole("s0", s0)
     _check.whole("s1", s1, 1, 1_000_000)
     _check.less("s0", s0, "s1", s1)

@@ -70,7 +70,7 @@ def sample(
     solver = solvers.default() if solver is None else _check.instance("solver", solver, Solver, "dx.solvers.heun()")
     x = _check.samples("x", x)
     if key is not None:
-        _check.key("key", key)
+        key = noises.threefry(key)
     if noise is not None:
         _check.callable_("noise", noise, "noise(evaluation, stream) -> normal numbers of the shape of x")
     if solver.stochastic and key is None and noise is None:

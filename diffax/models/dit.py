@@ -94,7 +94,7 @@ class DiT(nn.Module):
     @nn.compact
     def __call__(self, x: Array, c_noise: Array, cond: Any = None, *, train: bool = False) -> Array:
         kind: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        given = conditioning.given(cond, self.takes, x)
+        given, c_noise = conditioning.given(cond, self.takes, x), conditioning.told(c_noise, x)
         embedding = self._embedding(c_noise, given)
         x = conditioning.joined(x, given).astype(self.dtype)
 

@@ -119,7 +119,7 @@ class EDM2(nn.Module):
     def __call__(self, x: Array, c_noise: Array, cond: Any = None, *, train: bool = False) -> Array:
         kind: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         out_channels, widths = x.shape[-1], [self.channels * m for m in self.multipliers]
-        given = conditioning.given(cond, self.takes, x)
+        given, c_noise = conditioning.given(cond, self.takes, x), conditioning.told(c_noise, x)
         embedding = Weight(max(widths), **kind, name="noise")(self.noise(c_noise, widths[0]).astype(self.dtype))
         if "label" in given:
             label = given["label"].astype(self.dtype) * math.sqrt(given["label"].shape[-1])

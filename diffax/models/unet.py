@@ -192,7 +192,7 @@ class UNet(nn.Module):
     def __call__(self, x: Array, c_noise: Array, cond: Any = None, *, train: bool = False) -> Array:
         style = self.style
         kind: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        given = conditioning.given(cond, self.takes, x)
+        given, c_noise = conditioning.given(cond, self.takes, x), conditioning.told(c_noise, x)
         embedding = Embedding(self.channels, style, **kind, name="embedding")(c_noise, given)
         tokens, x = given.get("tokens"), conditioning.joined(x, given)
         frames = x.shape[1] if x.ndim == 5 else None

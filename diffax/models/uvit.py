@@ -117,7 +117,7 @@ class UViT(nn.Module):
     def __call__(self, x: Array, c_noise: Array, cond: Any = None, *, train: bool = False) -> Array:
         kind: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         style = DIFFAX._replace(noise=self.noise)
-        given = conditioning.given(cond, self.takes, x)
+        given, c_noise = conditioning.given(cond, self.takes, x), conditioning.told(c_noise, x)
         embedding = Embedding(self.channels, style, **kind, name="embedding")(c_noise, given)
         res_block, transformer_block = ResBlock, Block
         if self.remat:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffax.models import unet
+from diffax.models import dit, edm2, unet, uvit
 from diffax.models.conditioning import checked, given, told
 from tests.models.naive import normal
 
@@ -150,3 +150,19 @@ def test_a_network_is_told_one_level_a_sample():
         with pytest.raises(ValueError) as error:
             told(c_noise, X)
         assert words in str(error.value)
+
+
+NETWORKS = {
+    "unet": unet((8, 8, 1), channels=8, multipliers=(1,), blocks=1),
+    "dit": dit((8, 8, 1), width=16, depth=1, heads=2),
+    "uvit": uvit((8, 8, 1), channels=8, blocks=1, width=16, depth=1, heads=2),
+    "edm2": edm2((8, 8, 1), channels=8, multipliers=(1,), blocks=1, attention=()),
+}
+
+
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+def test_a_level_for_each_pixel_is_refused(network):
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    jax.eval_shape(network.apply, params, X, jnp.zeros(3))
+    with pytest.raises(ValueError, match=r"c_noise has shape \(3, 8, 8, 1\) for x of shape"):
+        jax.eval_shape(network.apply, params, X, jnp.zeros((3, 8, 8, 1)))
