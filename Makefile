@@ -5,11 +5,16 @@ DEMO := runs/digits
 
 .DEFAULT_GOAL := help
 PEERS := .venv-peers/bin
-.PHONY: help demo test chaos lint notebooks peers bench bench-models bench-peers format lock clean
+X64 := tests/schedules tests/solvers/test_falling.py tests/solvers/test_single_step.py tests/grids/test_plain.py \
+  $(patsubst %,tests/test_%.py,adaptive curricula denoiser draws guidance likelihood losses noise preconditioning \
+  sample variational weightings)
+
+.PHONY: help demo test test-x64 chaos lint notebooks peers bench bench-models bench-peers format lock clean
 
 help:
 	@echo "make demo    train, sample and score a diffusion model of handwritten digits (about five minutes)"
 	@echo "make test    all tests"
+	@echo "make test-x64  the tests of the core, with JAX in 64 bits"
 	@echo "make chaos   kill, stop and damage runs, and compare what comes of them with one left alone (half an hour)"
 	@echo "make lint    ruff and mypy"
 	@echo "make notebooks  run the notebooks"
@@ -27,6 +32,9 @@ demo: .venv/train.installed
 
 test: .venv/dev.installed
 	@$(BIN)/python -m pytest -n 2 --dist worksteal tests
+
+test-x64: .venv/dev.installed
+	@JAX_ENABLE_X64=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(X64)
 
 chaos: .venv/train.installed
 	@$(BIN)/python -m experiments.chaos --out bench/chaos
