@@ -12,31 +12,39 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
+
+from diffax._array import at_least_float32, concrete, per_sample
 
 __all__ = [
+    "aligned",
+    "all_finite",
     "between",
     "callable_",
     "concrete",
     "finite",
+    "flags",
     "index",
     "instance",
     "key",
     "less",
     "level",
+    "logsnr",
     "numbers",
+    "one",
     "one_of",
+    "one_positive",
     "output",
+    "points",
     "positive",
+    "real",
+    "same_axes",
     "samples",
+    "shown",
     "whole",
 ]
 
 Kind = TypeVar("Kind")
-
-
-def concrete(*values: Any) -> bool:
-    """True when no value, nor any leaf of one, is being traced by JAX."""
-    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
 
 
 def shown(value: Any) -> str:
@@ -69,6 +77,12 @@ def numbers(name: str, values: np.ndarray) -> None:
         raise ValueError(f"{name}: {bad} of {np.size(values)} values are not finite")
 
 
+def all_finite(values: Array | np.ndarray) -> bool:
+    """Whether all of the values, which are not traced, are finite; without a copy of a large array in float64."""
+    values = np.asarray(values)  # what JAX computes within jit is traced, of constants too
+    return bool(np.isfinite(values if values.dtype.kind in "fc" else values.astype(np.float32)).all())
+
+
 def positive(name: str, value: Any) -> None:
     """Raise ValueError unless every entry of `value` is finite and > 0."""
     array = real(name, value, "be positive and finite")
@@ -95,6 +109,24 @@ def less(low_name: str, low: Any, high_name: str, high: Any) -> None:
     lower, upper = real(low_name, low), real(high_name, high)
     if lower is not None and upper is not None and not np.all(lower < upper):
         raise ValueError(f"{low_name} = {shown(low)}: must be less than {high_name} = {shown(high)}")
+
+
+def one(name: str, value: Any) -> None:
+    """Raise ValueError unless `value` is a single number, and not an array of them."""
+    if np.ndim(value):
+        raise ValueError(f"{name} has shape {np.shape(value)}: must be one number")
+
+
+def one_positive(name: str, value: Any) -> None:
+    """Raise ValueError unless `value` is one number, finite and > 0."""
+    positive(name, value)
+    one(name, value)
+
+
+def flags(**values: Any) -> None:
+    """Raise ValueError unless each value is True or False."""
+    for name, value in values.items():
+        one_of(name, value, (True, False))
 
 
 # ---- kinds ----------------------------------------------------------------------------------------------------------
@@ -147,7 +179,7 @@ def samples(name: str, value: Any) -> Array:
         raise ValueError(f"{name} is of {array.dtype}: must be floating-point numbers{hint}")
     if array.ndim < 1 or not array.size:
         raise ValueError(f"{name} has shape {array.shape}: must be [batch, ...] with at least one sample")
-    return _at_least_float32(jnp.asarray(array))
+    return at_least_float32(array)
 
 
 def index(value: Any, batch: int, name: str = "index") -> Array:
@@ -162,22 +194,65 @@ def index(value: Any, batch: int, name: str = "index") -> Array:
     return jnp.asarray(array)
 
 
-def level(name: str, sigma: Any, x: Array) -> Array:
-    """A noise level in float32 or better: a scalar, [batch], or [batch, ...] per pixel with the axes of x.
+def points(name: str, value: Any) -> Array:
+    """`value` as an array [batch, ...] of its own dtype. Raises ValueError unless it holds floating-point numbers."""
+    if isinstance(value, Array | np.ndarray) and value.ndim and value.size and _is(value, np.complexfloating):
+        return jnp.asarray(value)  # of a complex-valued model
+    samples(name, value)
+    return jnp.asarray(value)
+
+
+# ---- what goes with a batch -----------------------------------------------------------------------------------------
+
+
+def logsnr(value: Any) -> Array:
+    """logSNR, of any shape, in float32 or better. Raises ValueError unless it holds numbers, infinite ones or not."""
+    must = "be numbers, none of them NaN"
+    values = real("logsnr", value, must)
+    if values is not None and np.isnan(values).any():
+        raise ValueError(f"logsnr = {shown(value)}: must {must}")
+    return at_least_float32(value)
+
+
+def level(sigma: Any, x: Array) -> Array:
+    """The noise level of x in float32 or better: a scalar, [batch], or [batch, ...] per pixel with the axes of x.
 
     Raises ValueError unless it is of such a shape and, where it has values, finite and >= 0.
     """
-    array = real(name, sigma, "be finite and >= 0")
-    if array is not None and not (np.isfinite(array).all() and (array >= 0).all()):
-        raise ValueError(f"{name} = {shown(sigma)}: must be finite and >= 0")
-    sigma = jnp.asarray(sigma)
-    per_pixel = sigma.ndim == x.ndim and all(s in (1, n) for s, n in zip(sigma.shape, x.shape, strict=True))
-    if sigma.shape not in ((), x.shape[:1]) and not (per_pixel and sigma.shape[0] == x.shape[0]):
+    values = real("sigma", sigma, "be finite and >= 0")
+    if values is not None and np.isposinf(values).any():
         raise ValueError(
-            f"{name} has shape {sigma.shape} for x of shape {x.shape}: must be a scalar, [batch] = {x.shape[:1]}, or "
+            "sigma = inf: must be finite and >= 0, for x = x_0 + sigma n has no finite value there: truncate the "
+            "schedule, as in dx.schedules.truncate(schedule, logsnr_min=-12, logsnr_max=12)"
+        )
+    if values is not None and not (np.isfinite(values).all() and (values >= 0).all()):
+        raise ValueError(f"sigma = {shown(sigma)}: must be finite and >= 0")
+    sigma = at_least_float32(sigma)
+    if sigma.shape not in ((), x.shape[:1]) and not (same_axes(sigma.shape, x.shape) and len(sigma) == len(x)):
+        raise ValueError(
+            f"sigma has shape {sigma.shape} for x of shape {x.shape}: must be a scalar, [batch] = {x.shape[:1]}, or "
             "[batch, ...] with the axes of x, each as long as that of x or 1"
         )
-    return _at_least_float32(sigma)
+    return sigma
+
+
+def aligned(name: str, value: ArrayLike, x: Array) -> Array:
+    """A number, [batch], or [batch, ...] with the axes of x -> a shape that multiplies x.
+
+    Raises ValueError for any other shape: it might be broadcast along the wrong axis.
+    """
+    array = at_least_float32(value)
+    if array.shape not in ((), x.shape[:1]) and not same_axes(array.shape, x.shape):
+        raise ValueError(
+            f"{name} has shape {array.shape} for x of shape {x.shape}: must be a number, [batch] = {x.shape[:1]}, or "
+            "have the axes of x, each as long as that of x or 1"
+        )
+    return per_sample(array, x)
+
+
+def same_axes(shape: tuple[int, ...], of: tuple[int, ...]) -> bool:
+    """Whether a shape has the axes `of` another, each as long as that one or 1."""
+    return len(shape) == len(of) and all(a in (1, b) for a, b in zip(shape, of, strict=True))
 
 
 def output(name: str, value: Any, like: Array) -> Array:
@@ -205,11 +280,6 @@ def _array(name: str, value: Any, must: str) -> Any:
         return np.asarray(value) if concrete(value) else jnp.asarray(value)
     except (ValueError, TypeError, OverflowError):
         raise ValueError(f"{name} = {shown(value)}: must {must}") from None
-
-
-def _at_least_float32(array: Array) -> Array:
-    better = array.dtype in (jnp.float32, jnp.float64)
-    return array if better else array.astype(jnp.float32)  # not by promote_types, which strict promotion refuses
 
 
 def _is(array: Any, kind: Any) -> bool:

@@ -23,7 +23,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.scipy.ndimage import map_coordinates
 
@@ -44,8 +43,7 @@ def geometric(key: Array, x: Array, probability: float = 0.12, index: Array | No
     Raises ValueError unless probability is in [0, 1] and x holds images of floating-point numbers.
     """
     _check.between("probability", probability, 0, 1)
-    if np.shape(probability):
-        raise ValueError(f"probability has shape {np.shape(probability)}: must be one number")
+    _check.one("probability", probability)
     _check.samples("x", x)
     x = jnp.asarray(x)
     if x.ndim != 4:

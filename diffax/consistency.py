@@ -41,7 +41,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from diffax import _check, draws, noise, schedules, solvers
-from diffax._array import Scalar, at_least_float32, common, level, per_sample, points
+from diffax._array import Scalar, at_least_float32, common, per_sample
 from diffax.denoiser import Denoiser
 from diffax.losses import Aux, Part, drawn, placed
 from diffax.sample import sample as integrate
@@ -65,13 +65,13 @@ def function(
     shape than x.
     """
     _check.callable_("apply", apply, "apply(params, x, c_noise, cond) -> F")
-    _one("sigma_min", sigma_min)
-    _one("sigma_data", sigma_data)
+    _check.one_positive("sigma_min", sigma_min)
+    _check.one_positive("sigma_data", sigma_data)
 
     def f(x: Array, sigma: ArrayLike) -> Array:
-        x = points("x", x)
+        x = _check.points("x", x)
         dtype, wide = common(x), at_least_float32(x)
-        at = level(sigma, x).astype(dtype)
+        at = _check.level(sigma, x).astype(dtype)
         if _check.concrete(sigma, sigma_min) and not (np.asarray(sigma) > (1 - _ROUNDING) * sigma_min).all():
             raise ValueError(f"sigma = {_check.shown(sigma)}: must be at least sigma_min = {sigma_min}")
         at = jnp.broadcast_to(at, x.shape[:1]) if at.ndim < 2 else at
@@ -100,8 +100,7 @@ def levels(count: ArrayLike, most: int, *, schedule: Schedule | None = None, poo
       are not finite.
     """
     _check.finite("count", count)
-    if np.shape(count):
-        raise ValueError(f"count has shape {np.shape(count)}: must be one number")
+    _check.one("count", count)
     _check.whole("most", most, 2, 1_000_000)
     if pool is not None:
         _check.whole("pool", pool, most, 30_000)
@@ -233,11 +232,10 @@ def sample(
       missing, and an f that gives another shape.
     """
     _check.callable_("f", f, "f(x, sigma) -> x0")
-    x = points("x", x)
+    x = _check.points("x", x)
     _check.real("sigmas", sigmas, "be [n] numbers that descend")
     _check.finite("sigma_min", sigma_min)
-    if np.shape(sigma_min):
-        raise ValueError(f"sigma_min has shape {np.shape(sigma_min)}: must be one number")
+    _check.one("sigma_min", sigma_min)
     levels = at_least_float32(sigmas)
     if levels.ndim != 1:
         raise ValueError(f"sigmas has shape {levels.shape}: must be [n] with n >= 1")
@@ -289,11 +287,10 @@ def _loss(
     """neighbour: (x0, n, x, high, low) -> the point at level low that belongs to x at level high."""
     _check.callable_("apply", apply, "apply(params, x, c_noise, cond) -> F")
     key, x0 = noise.threefry(key), _check.samples("x0", x0)
-    _one("huber", huber)
-    _one("sigma_data", sigma_data)
+    _check.one_positive("huber", huber)
+    _check.one_positive("sigma_data", sigma_data)
     _check.between("jitter", jitter, 0, 1e6)
-    if np.shape(jitter):
-        raise ValueError(f"jitter has shape {np.shape(jitter)}: must be one number")
+    _check.one("jitter", jitter)
     _ascending(sigmas)
     schedule = schedules.edm(-1.1, 2.0) if schedule is None else schedule
     _check.instance("schedule", schedule, Schedule, "dx.schedules.edm()")
@@ -348,10 +345,3 @@ def _ascending(sigmas: Any) -> None:
         if not (np.diff(values) >= 0).all() or values[0] == values[1]:
             raise ValueError(f"sigmas = {values}: must be [levels], two or more, ascending, the first two different")
         _check.positive("sigmas", values)
-
-
-def _one(name: str, value: Any) -> None:
-    """Raise ValueError unless `value` is one positive number."""
-    _check.positive(name, value)
-    if np.shape(value):
-        raise ValueError(f"{name} has shape {np.shape(value)}: must be one number")

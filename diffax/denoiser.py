@@ -15,7 +15,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from diffax import _check
-from diffax._array import at_least_float32, common, finite, level, per_sample, points
+from diffax._array import at_least_float32, common, per_sample
 from diffax.preconditioning import Preconditioning
 from diffax.schedules import logsnr_from_sigma
 
@@ -38,9 +38,9 @@ def denoiser(apply: Callable[..., Array], params: Any, preconditioning: Precondi
     _check.instance("preconditioning", preconditioning, Preconditioning, "dx.preconditioning.edm()")
 
     def denoise(x: Array, sigma: ArrayLike) -> Array:
-        x = points("x", x)
+        x = _check.points("x", x)
         dtype, wide = common(x), at_least_float32(x)
-        sigma = level(sigma, x).astype(dtype)
+        sigma = _check.level(sigma, x).astype(dtype)
         sigma = jnp.broadcast_to(sigma, x.shape[:1]) if sigma.ndim < 2 else sigma
         c = preconditioning(logsnr_from_sigma(jnp.maximum(sigma, float(jnp.finfo(jnp.float32).tiny))))
         output = _check.output("apply", apply(params, per_sample(c.c_in, x) * wide, c.c_noise, cond), wide)
@@ -75,11 +75,11 @@ def gaussian_mixture(means: ArrayLike, std: ArrayLike, weights: ArrayLike | None
             raise ValueError(f"weights has shape {np.shape(weights)}: must be [components] = ({count},)")
 
     def denoise(x: Array, sigma: ArrayLike) -> Array:
-        x = points("x", x)
+        x = _check.points("x", x)
         if x.shape[1:] != means.shape[1:]:
             raise ValueError(f"x has shape {x.shape}: must be [batch, ...] with samples of shape {means.shape[1:]}")
         dtype = common(x, means)
-        sigma, most = level(sigma, x).astype(dtype), float(jnp.finfo(dtype).max) ** 0.47
+        sigma, most = _check.level(sigma, x).astype(dtype), float(jnp.finfo(dtype).max) ** 0.47
         if _check.concrete(sigma) and (np.asarray(sigma) > most).any():
             raise ValueError(f"sigma = {_check.shown(sigma)}: must be at most {most:.0e}, whose square a {dtype} holds")
         y = x.reshape(x.shape[0], -1).astype(dtype)
@@ -110,7 +110,7 @@ def _means(means: ArrayLike) -> Array:
         raise ValueError(f"means is of {means.dtype}: must be real numbers")
     if means.ndim < 1 or not means.size:
         raise ValueError(f"means has shape {means.shape}: must be [components, ...] with at least one component")
-    if _check.concrete(means) and not finite(means):
+    if _check.concrete(means) and not _check.all_finite(means):
         raise ValueError("means holds values that are NaN or infinite: must be finite")
     return at_least_float32(means)
 

@@ -10,7 +10,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from diffax import _check
-from diffax._array import Scalar, aligned, at_least_float32, common, level, per_sample, points
+from diffax._array import Scalar, at_least_float32, common, per_sample
 from diffax.denoiser import Denoiser
 from diffax.noise import sample_keys
 
@@ -46,10 +46,10 @@ def classifier_free(
         _check.less("interval[0]", interval[0], "interval[1]", interval[1])
 
     def denoise(x: Array, sigma: ArrayLike) -> Array:
-        x = points("x", x)
+        x = _check.points("x", x)
         dtype, wide = common(x), at_least_float32(x).dtype
-        weight = aligned("scale", scale, x).astype(dtype)
-        at = per_sample(level(sigma, x), x).astype(dtype)
+        weight = _check.aligned("scale", scale, x).astype(dtype)
+        at = per_sample(_check.level(sigma, x), x).astype(dtype)
         if interval is not None:
             low, high = (jnp.asarray(end, dtype) for end in interval)
             weight = jnp.where((at > low) & (at <= high), weight, 1)
@@ -78,8 +78,7 @@ def drop_label(key: Array, label: Array, null: int, rate: Scalar, index: Array |
     limits = jnp.iinfo(label.dtype)
     _check.whole("null", null, int(limits.min), int(limits.max))
     _check.between("rate", rate, 0, 1)
-    if np.shape(rate):
-        raise ValueError(f"rate has shape {np.shape(rate)}: must be one number")
+    _check.one("rate", rate)
     keys = sample_keys(key, _check.index(index, len(label)))
     return jnp.where(jax.vmap(lambda k: jax.random.bernoulli(k, rate))(keys), jnp.asarray(null, label.dtype), label)
 

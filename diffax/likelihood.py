@@ -121,7 +121,7 @@ def elbo_bits_per_dim(
     sigma_data = magnitude("sigma_data", sigma_data)
     _check.whole("draws", draws, most=_MOST)
     _check.whole("steps", 1 if steps is None else steps, most=_MOST)
-    _check.one_of("dequantise", dequantise, (True, False))
+    _check.flags(dequantise=dequantise)
     if dequantise and levels is None:
         raise ValueError("dequantise = True: must come with levels, which give the width of the noise")
     logsnr_max, logsnr_min = (end.astype(x0.dtype) for end in _ends(schedule))

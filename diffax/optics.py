@@ -18,7 +18,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from diffax import _check, noise
-from diffax._array import at_least_float32, finite
+from diffax._array import at_least_float32
 
 __all__ = ["airy", "binned", "blur", "defocused", "gaussian", "photons", "propagate", "propagation"]
 
@@ -31,7 +31,8 @@ def gaussian(shape: tuple[int, int], sigma: float) -> np.ndarray:
 
     sigma: its standard deviation in pixels. Raises ValueError unless sigma > 0.
     """
-    sigma = _one("sigma", _constant("sigma", sigma))
+    _check.one_positive("sigma", sigma)
+    sigma = float(_constant("sigma", sigma))
     return np.exp(-2 * np.pi**2 * sigma**2 * _frequency2(shape))
 
 
@@ -44,7 +45,8 @@ def airy(shape: tuple[int, int], radius: float) -> np.ndarray:
     radius: of the first dark ring in pixels, 0.61 wavelength / numerical aperture; the cut-off is 1.2197 / radius
       cycles a pixel. Raises ValueError unless radius > 0.
     """
-    radius = _one("radius", _constant("radius", radius))
+    _check.one_positive("radius", radius)
+    radius = float(_constant("radius", radius))
     nu = np.minimum(np.sqrt(_frequency2(shape)) * radius / _FIRST_ZERO, 1)
     return 2 / np.pi * (np.arccos(nu) - nu * np.sqrt(1 - nu**2))
 
@@ -96,13 +98,12 @@ def photons(
 
     Raises: ValueError for arguments that are not so, or more than 1e9 photons a pixel: they are counted in 32 bits.
     """
-    _one("peak", peak)
+    _check.one_positive("peak", peak)
     _check.between("read_noise", read_noise, 0, 1e9)
-    if np.shape(read_noise):
-        raise ValueError(f"read_noise has shape {np.shape(read_noise)}: must be one number")
+    _check.one("read_noise", read_noise)
     intensity = _image("intensity", intensity, rank=4)
     if _check.concrete(intensity, peak):
-        if not finite(intensity):
+        if not _check.all_finite(intensity):
             raise ValueError("intensity holds values that are NaN or infinite: must be finite")
         most = float(np.asarray(intensity).max())
         if most * float(peak) > 1e9:
@@ -134,11 +135,12 @@ def propagation(shape: tuple[int, int], distance: float, *, wavelength: float, p
 
     Raises: ValueError unless the lengths are finite numbers with values (not traced), wavelength and pixel positive.
     """
-    if _constant("distance", distance).ndim:
-        raise ValueError(f"distance has shape {np.shape(distance)}: must be one number")
+    _check.one("distance", _constant("distance", distance))
     distance = float(distance)
-    wavelength = _one("wavelength", _constant("wavelength", wavelength))
-    pixel = _one("pixel", _constant("pixel", pixel))
+    _check.one_positive("wavelength", wavelength)
+    wavelength = float(_constant("wavelength", wavelength))
+    _check.one_positive("pixel", pixel)
+    pixel = float(_constant("pixel", pixel))
     f2 = _frequency2(shape) / pixel**2
     axial = np.sqrt(np.maximum(1 / wavelength**2 - f2, 0))
     path = -f2 / (axial + 1 / wavelength)  # axial - 1 / wavelength, without the loss of its digits
@@ -183,14 +185,6 @@ def _frequency2(shape: tuple[int, int]) -> np.ndarray:
         _check.whole(name, length, 1, 100_000)
     rows, columns = (np.fft.fftfreq(n) for n in shape)
     return rows[:, None] ** 2 + columns**2
-
-
-def _one(name: str, value: Any) -> Any:
-    """`value` itself. Raises ValueError unless it is one positive number."""
-    _check.positive(name, value)
-    if np.shape(value):
-        raise ValueError(f"{name} has shape {np.shape(value)}: must be one number")
-    return value
 
 
 def _constant(name: str, value: Any) -> np.ndarray:

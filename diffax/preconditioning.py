@@ -32,7 +32,7 @@ from jax.nn import sigmoid
 from jax.typing import ArrayLike
 
 from diffax import _check
-from diffax._array import Scalar, aligned, alpha, at_least_float32, common, known, points
+from diffax._array import Scalar, alpha, at_least_float32, common
 from diffax.schedules import sigma_from_logsnr
 
 __all__ = ["Coefficients", "Preconditioning", "edm", "eps", "flow", "score", "unscaled_input", "v", "x0"]
@@ -67,7 +67,7 @@ class Preconditioning:
 
     def __call__(self, logsnr: ArrayLike) -> Coefficients:
         """The coefficients at logsnr. Raises ValueError unless it holds numbers; both infinities are allowed."""
-        logsnr = known(logsnr)
+        logsnr = _check.logsnr(logsnr)
         c_skip, c_out = _skip_and_out(*self.predicts(logsnr), logsnr)
         return Coefficients(self.c_in(logsnr), c_skip, c_out, self.c_noise(logsnr))
 
@@ -76,11 +76,11 @@ class Preconditioning:
 
         Raises ValueError for other shapes.
         """
-        x0, n = points("x0", x0), points("n", n)
+        x0, n = _check.points("x0", x0), _check.points("n", n)
         if x0.shape != n.shape:
             raise ValueError(f"n has shape {n.shape} for x0 of shape {x0.shape}: must be the same")
         dtype = common(x0, n)
-        a, b = self.predicts(aligned("logsnr", known(logsnr), x0).astype(dtype))
+        a, b = self.predicts(_check.aligned("logsnr", _check.logsnr(logsnr), x0).astype(dtype))
         return a * at_least_float32(x0) + b * at_least_float32(n)
 
 

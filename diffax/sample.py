@@ -75,8 +75,7 @@ def sample(
         _check.callable_("noise", noise, "noise(evaluation, stream) -> normal numbers of the shape of x")
     if solver.stochastic and key is None and noise is None:
         raise ValueError("key is missing: this solver draws noise, give it a key such as jax.random.key(0)")
-    for name, value in (("trajectory", trajectory), ("check", check)):
-        _check.one_of(name, value, (True, False))
+    _check.flags(trajectory=trajectory, check=check)
     index = _check.index(index, x.shape[0])
     sigmas, to_zero, valid = _grid(sigmas, x.shape, to_zero)
     if solver.stochastic and isinstance(sigmas, np.ndarray) and (sigmas[0] < sigmas[-1]).any():
@@ -135,8 +134,7 @@ def _grid(sigmas: Any, shape: tuple[int, ...], to_zero: bool | None) -> tuple[An
     values = _check.real("sigmas", sigmas, "be an array [n + 1] with n >= 1")
     array = jnp.asarray(sigmas) if values is None else values
     batch, each = shape[0], array.shape[1:]
-    per_pixel = len(each) == len(shape) and each[0] == batch
-    per_pixel = per_pixel and all(a in (1, b) for a, b in zip(each, shape, strict=True))
+    per_pixel = _check.same_axes(each, shape) and each[0] == batch
     if array.ndim < 1 or array.shape[0] < 2 or not (each in ((), (batch,)) or per_pixel):
         raise ValueError(
             f"sigmas has shape {array.shape}: must be [n + 1] or [n + 1, batch = {batch}] with n >= 1, or per pixel "

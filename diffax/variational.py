@@ -32,7 +32,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from diffax import _check, draws, losses, weightings
@@ -80,8 +79,7 @@ def conditional(
     _check.instance("schedule", schedule, Schedule, "dx.schedules.cosine()")
     for name, value in (("prior_weight", prior_weight), ("curvature_weight", curvature_weight)):
         _check.finite(name, value)
-        if np.shape(value):
-            raise ValueError(f"{name} has shape {np.shape(value)}: must be one number")
+        _check.one(name, value)
     curvature_weight = at_least_float32(curvature_weight)
     key, x0 = threefry(key), _check.samples("x0", x0)
     preconditioning = preconditionings.eps() if preconditioning is None else preconditioning

@@ -40,7 +40,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from diffax import _check
-from diffax._array import Scalar, at_least_float32, clip, common, held, known
+from diffax._array import Scalar, at_least_float32, clip, common, held
 from diffax.noise import threefry
 from diffax.preconditioning import Preconditioning
 from diffax.schedules import Schedule
@@ -75,7 +75,7 @@ class Weighting:
     weight: Callable[[Array], Array]
 
     def __call__(self, logsnr: ArrayLike) -> Array:
-        logsnr = known(logsnr)
+        logsnr = _check.logsnr(logsnr)
         return self.weight(logsnr).astype(logsnr.dtype)
 
 
@@ -201,7 +201,7 @@ def effective(schedule: Schedule, weighting: Weighting) -> Callable[[ArrayLike],
     _weighting(weighting)
 
     def weight(logsnr: ArrayLike) -> Array:
-        lam = known(logsnr)
+        lam = _check.logsnr(logsnr)
         drawn, level, density = _drawn(schedule, lam)
         level = held(level)
         return jnp.where(drawn, density * (weighting(level) * jnp.exp(-level)), jnp.where(jnp.isnan(lam), lam, 0))
@@ -251,7 +251,7 @@ def uncertainty(params: Uncertainty, loss: Array, logsnr: Array) -> Array:
     """
     _check.instance("params", params, Uncertainty, "dx.weightings.uncertainty_init(key)")
     _check.real("loss", loss)
-    loss, logsnr = at_least_float32(loss), known(logsnr)
+    loss, logsnr = at_least_float32(loss), _check.logsnr(logsnr)
     if loss.shape != logsnr.shape:
         raise ValueError(f"loss has shape {loss.shape} for logsnr of shape {logsnr.shape}: must be the same")
     dtype = common(loss)

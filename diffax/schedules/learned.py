@@ -47,8 +47,7 @@ def learned_init(key: Array, *, units: int = 64, logsnr_min: float = -10.0, logs
     _check.whole("units", units, 1, 1_000_000)
     for name, value in (("logsnr_min", logsnr_min), ("logsnr_max", logsnr_max)):
         _check.finite(name, value)
-        if np.ndim(value):
-            raise ValueError(f"{name} has shape {np.shape(value)}: must be one number")
+        _check.one(name, value)
     _check.less("logsnr_min", logsnr_min, "logsnr_max", logsnr_max)
     kind = jnp.float32  # said, for a number of Python is weakly typed, and a train step would be compiled once more
     return Monotone(
@@ -68,7 +67,7 @@ def learned(params: Monotone, *, train_ends: bool = True) -> Schedule:
     Raises ValueError unless ends[1] < ends[0], where they have values: nothing else keeps them so in training.
     """
     params = _parameters(params)
-    _check.one_of("train_ends", train_ends, (True, False))
+    _check.flags(train_ends=train_ends)
     _check.less("ends[1]", params.ends[1], "ends[0]", params.ends[0])
     ends = params.ends if train_ends else jax.lax.stop_gradient(params.ends)
     return bisected_tails(lambda u, v: ends[0] + (ends[1] - ends[0]) * _monotone(params, u))
@@ -123,8 +122,7 @@ def per_pixel_regulariser(schedule: Schedule, u: Array, *, weight: Scalar = 1e-3
     Raises ValueError unless schedule is a Schedule, u in [0, 1], and weight one finite number.
     """
     schedule, weight = arguments.base(schedule), arguments.finite("weight", weight)
-    if np.ndim(weight):
-        raise ValueError(f"weight has shape {np.shape(weight)}: must be one number")
+    _check.one("weight", weight)
     _check.between("u", u, 0, 1)
     u = at_least_float32(u)
 

@@ -23,7 +23,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from diffax import _check
-from diffax._array import at_least_float32, known
+from diffax._array import at_least_float32
 
 __all__ = [
     "Schedule",
@@ -89,7 +89,7 @@ class Schedule:
 
 def sigma_from_logsnr(logsnr: ArrayLike) -> Array:
     """sigma = exp(-logsnr / 2), the noise of x = x_0 + sigma n. Raises ValueError unless logsnr holds numbers."""
-    return jnp.exp(-known(logsnr) / 2)
+    return jnp.exp(-_check.logsnr(logsnr) / 2)
 
 
 def logsnr_from_sigma(sigma: ArrayLike) -> Array:
@@ -121,7 +121,7 @@ class _Tails:
     signature = "(logsnr) -> (u, v)"
 
     def __call__(self, logsnr: ArrayLike) -> tuple[Array, Array]:
-        logsnr = known(logsnr)
+        logsnr = _check.logsnr(logsnr)
         with jax.numpy_dtype_promotion("standard"):
             found = self.function(logsnr)
             if not isinstance(found, tuple | list) or len(found) != 2:
@@ -135,7 +135,7 @@ class _Density:
     signature = "(logsnr) -> density"
 
     def __call__(self, logsnr: ArrayLike) -> Array:
-        logsnr = known(logsnr)
+        logsnr = _check.logsnr(logsnr)
         with jax.numpy_dtype_promotion("standard"):
             return _result("density", self.function(logsnr), logsnr)
 

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffax._array import per_sample
-from diffax.solvers.linear import Noise, Solver, _combine, counted, magnitude, numpy_for
+from diffax.solvers.linear import Noise, Solver, combine, counted, magnitude, numpy_for
 from diffax.solvers.multistep import adams_bashforth
 
 __all__ = ["default"]
@@ -78,8 +78,8 @@ def _init(x: Array, rows: _Rows) -> tuple[Any, ...]:
 def _step(denoise: Callable, carry: tuple[Any, ...], row: _Rows, noise: Noise) -> tuple[Any, ...]:
     x, remembered, last, before, (q1, q2, v1, v2) = carry
     value = denoise(x, row.sigma).astype(x.dtype)
-    known = [x, _combine(row.value, [x, value]), *remembered]
-    first, second, fourth = (_combine(c, known[: len(c)]) for c in (row.first, row.second, row.fourth))
+    known = [x, combine(row.value, [x, value]), *remembered]
+    first, second, fourth = (combine(c, known[: len(c)]) for c in (row.first, row.second, row.fourth))
 
     move = per_sample(row.unit, x) * (value - last)
     size, along, reach = _mean(move * move), jnp.maximum(_mean(move * before), 0), _mean(before * before)

@@ -122,16 +122,16 @@ def _step(denoise: Callable, carry: tuple[Array, ...], row: Rows, noise: Noise) 
         point, state = point + z, state + z
     value = denoise(point, row.sigma).astype(point.dtype)
     if row.value is not None:
-        value = _combine(row.value, [point, value])
+        value = combine(row.value, [point, value])
     known = [state, value, *history[:-1]]
-    point, state = _combine(row.point, known), _combine(row.state, known)
+    point, state = combine(row.point, known), combine(row.state, known)
     if row.after is not None:
         z = noise(1)
         point, state = (y + per_sample(c, y) * z for y, c in zip((point, state), row.after, strict=True))
     return point, state, *known[1:]
 
 
-def _combine(coefficients: Array, terms: list[Array]) -> Array:
+def combine(coefficients: Array, terms: list[Array]) -> Array:
     """sum_j coefficients[j] terms[j]."""
     weighted = (per_sample(c, t) * t for c, t in zip(coefficients, terms, strict=True))
     return functools.reduce(jnp.add, weighted)
@@ -143,8 +143,7 @@ def scalar(name: str, value: Any) -> Any:
     So it takes the dtype of the arrays that it meets. Raises ValueError unless it is one real number.
     """
     _check.real(name, value)
-    if np.ndim(value):
-        raise ValueError(f"{name} has shape {np.shape(value)}: must be one number")
+    _check.one(name, value)
     return float(value) if _check.concrete(value) else value
 
 

@@ -100,7 +100,7 @@ def dpmpp_3m(corrected: bool = False, bootstrap: bool = False) -> Solver:
     As published its second difference lacks a factor 2 and it is of order 2 whatever its start; `corrected` puts that
     right (it is then `exponential_ab(3)` but for its second step), and with a bootstrap is of order 3.
     """
-    _flags(corrected=corrected, bootstrap=bootstrap)
+    _check.flags(corrected=corrected, bootstrap=bootstrap)
     declared = 3 if corrected and bootstrap else 2
     return multistep(3, integral.x0(), published_x0(corrected=corrected), bootstrap=bootstrap, declared=declared)
 
@@ -123,7 +123,7 @@ def unipc(
     """
     _check.whole("order", order, 1, 4)
     _check.one_of("variant", variant, ("bh1", "bh2"))
-    _flags(corrector=corrector, bootstrap=bootstrap, lower_order_final=lower_order_final)
+    _check.flags(corrector=corrector, bootstrap=bootstrap, lower_order_final=lower_order_final)
     chosen = _space(space, x0=integral.x0(), eps=integral.eps())
     exact = integral.exact(chosen, integral.log_sigma())
 
@@ -319,7 +319,7 @@ def power_space(k: float) -> Space:
 
 def _adams(order: int, space: Space, coordinate: Coordinate, bootstrap: bool) -> Solver:
     _check.whole("order", order, 1, 4)
-    _flags(bootstrap=bootstrap)
+    _check.flags(bootstrap=bootstrap)
     return multistep(
         order,
         space,
@@ -333,8 +333,3 @@ def _adams(order: int, space: Space, coordinate: Coordinate, bootstrap: bool) ->
 def _space(name: str, **known: Space) -> Space:
     _check.one_of("space", name, tuple(known))
     return known[name]
-
-
-def _flags(**flags: Any) -> None:
-    for name, value in flags.items():
-        _check.one_of(name, value, (True, False))

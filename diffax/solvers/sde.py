@@ -206,7 +206,7 @@ def sa_solver(
     tau = _strength("tau", tau, 3)
     _check.whole("predictor", predictor, 1, 4)
     _check.whole("corrector", corrector, 2, 4)
-    _check.one_of("bootstrap", bootstrap, (True, False))
+    _check.flags(bootstrap=bootstrap)
     low, high = _interval(interval)
 
     def log_g(s: Any) -> Any:
@@ -292,7 +292,7 @@ def annealed_langevin(step: float = 0.1, corrections: int = 5) -> Solver:
 
 def _published(order: int, eta: float, corrected: bool = False) -> Solver:
     eta = _strength("eta", eta)
-    _check.one_of("corrected", corrected, (True, False))
+    _check.flags(corrected=corrected)
     space, rule = power_space(1 + eta), published_x0(eta, corrected)
     return multistep(order, space, rule, noise=_power_noise(eta), declared=min(order, 2))
 
