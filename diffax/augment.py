@@ -54,8 +54,10 @@ def geometric(key: Array, x: Array, probability: float = 0.12, index: Array | No
 
 
 def _draw(key: Array, probability: float) -> tuple[Array, Array, Array]:
-    """Of an image: the linear map [2, 2] from places (row, column) in the result to places in the image, by how much of
-    its length it is moved along each axis [2], and what the network is told [9]. All in float32."""
+    """What is done to one image: a linear map [2, 2], a move [2], and what the network is told [9], all float32.
+
+    The map leads from places (row, column) in the result to places in the image. The move is in lengths of the axes.
+    """
     kind = jnp.float32
     which_key, mirror_key, angle_key, amount_key = jax.random.split(key, 4)
     chosen = jax.random.bernoulli(which_key, probability, (5,)).astype(kind)

@@ -19,7 +19,7 @@ __all__ = ["normal", "sample_keys", "threefry"]
 
 
 def threefry(key: Array) -> Array:
-    """The key as a typed one of JAX's threefry, of which a batch may be drawn from under `jax.vmap`.
+    """The key as a typed one of JAX's threefry: a batch of such keys may be drawn from under `jax.vmap`.
 
     A key of threefry stays as it is. The words of any other are folded into a threefry key, one by one, which is
     arithmetic alone: it means the same under `jax.vmap`. Raises ValueError unless `key` is one key.

@@ -194,7 +194,7 @@ def test_discretised_bound_is_the_entropy_of_the_levels():
     r = elbo(categorical, x, schedule=schedule, levels=4, draws=512)
     for level in range(4):  # -log2 P of each level, not only on average
         assert_mean((r.bits + np.log2(P[k]))[k == level], at_most=1.5e-2)
-    assert_mean(r.bits + np.log2(P[k]), at_most=5e-3)  # of which the mean is the entropy
+    assert_mean(r.bits + np.log2(P[k]), at_most=5e-3)  # the mean of -log2 P is the entropy
     assert (r.reconstruction > -1e-6).all() and r.reconstruction.mean() < 1e-3
 
 

@@ -1,7 +1,8 @@
 """Noise schedules: every one of the field as a monotone map u in [0, 1] -> logSNR, from clean (u = 0) to noise (u = 1).
 
 `schedule` says what a schedule is, `families` has the closed forms, `tables` those given as numbers, `learned` those
-with parameters, `combinators` makes schedules from schedules, and `grid` uses one as a sampling grid.
+with parameters, `combinators` makes schedules from schedules, `inversion` finds the direction that has no closed form,
+and `grid` uses a schedule as a sampling grid.
 """
 
 from diffax.schedules.combinators import (
@@ -33,8 +34,9 @@ from diffax.schedules.families import (
     uniform,
 )
 from diffax.schedules.grid import sigmas
+from diffax.schedules.inversion import from_quantile, from_tails
 from diffax.schedules.learned import Monotone, learned, learned_init, per_pixel, per_pixel_regulariser
-from diffax.schedules.schedule import Schedule, from_quantile, from_tails, logsnr_from_sigma, sigma_from_logsnr
+from diffax.schedules.schedule import Schedule, logsnr_from_sigma, sigma_from_logsnr
 from diffax.schedules.tables import align_your_steps, from_betas, linear_betas, scaled_linear_betas, tabulated
 
 __all__ = [

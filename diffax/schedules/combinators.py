@@ -14,7 +14,8 @@ from jax.typing import ArrayLike
 from diffax import _check
 from diffax._array import Scalar, alpha, at_least_float32, clip
 from diffax.schedules import arguments
-from diffax.schedules.schedule import Schedule, bisected_quantile, bisected_tails, density_of
+from diffax.schedules.inversion import bisected_quantile, bisected_tails, density_of
+from diffax.schedules.schedule import Schedule
 
 __all__ = [
     "Curriculum",
@@ -268,7 +269,7 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
         rise = _log_difference(lam, end) - log_a - jnp.log1p(jnp.exp(log_a1 - log_a))
         # 1 - alpha' = (1 - alpha) + alpha(1) (alpha(0) - alpha) / (alpha(0) - alpha(1))
         rest = jnp.exp(log_a1 - log_a0) / fall * jnp.exp(jax.nn.log_sigmoid(start)) * _less(start, lam)
-        rest = rest / (a0 + alpha(lam)) + 1 / (1 + alpha(lam))  # of which sigmoid(-lam) is a factor
+        rest = rest / (a0 + alpha(lam)) + 1 / (1 + alpha(lam))  # times sigmoid(-lam)
         found = _logsnr(rise - jnp.log(fall), jax.nn.log_sigmoid(-lam) + jnp.log(rest))
         return jnp.where(lam == end, -jnp.inf, jnp.where(lam == start, lam, found))
 

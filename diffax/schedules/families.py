@@ -33,7 +33,8 @@ from diffax.schedules import arguments
 from diffax.schedules.combinators import power as _power
 from diffax.schedules.combinators import scale as _scale
 from diffax.schedules.combinators import shift as _shift
-from diffax.schedules.schedule import Schedule, density_of
+from diffax.schedules.inversion import density_of
+from diffax.schedules.schedule import Schedule
 
 __all__ = [
     "cauchy",

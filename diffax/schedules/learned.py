@@ -19,7 +19,8 @@ from jax import Array
 from diffax import _check
 from diffax._array import Scalar, at_least_float32, per_sample
 from diffax.schedules import arguments
-from diffax.schedules.schedule import Schedule, bisected_tails
+from diffax.schedules.inversion import bisected_tails
+from diffax.schedules.schedule import Schedule
 
 __all__ = ["Monotone", "learned", "learned_init", "per_pixel", "per_pixel_regulariser"]
 

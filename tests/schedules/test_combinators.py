@@ -75,7 +75,7 @@ def test_the_ends_of_a_mixture_are_those_of_the_widest():
     assert jax.jit(mixed)(0.0) == np.inf and jax.vmap(mixed)(jnp.float32([0, 1]))[1] == -np.inf
     bounded = S.mix([S.karras(), S.uniform(-10.0, 10.0)])
     np.testing.assert_allclose(bounded([0, 1]), [-2 * np.log(0.002), -10], rtol=1e-6)
-    narrow = S.truncate(S.laplace(0.0, 0.1), -20, 20)  # of which float32 holds nothing from 9 on
+    narrow = S.truncate(S.laplace(0.0, 0.1), -20, 20)  # from 9 on float32 holds none of it
     np.testing.assert_array_equal(S.mix([narrow, narrow])([0, 1]), [20, -20])
 
 
