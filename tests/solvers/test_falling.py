@@ -86,6 +86,60 @@ def test_where_the_denoiser_moves_steadily_it_is_adams_bashforth_of_order_4():
     np.testing.assert_allclose(dx.sample(gaussian, x, sigmas), dx.sample(gaussian, x, sigmas, solver=fourth), atol=1e-5)
 
 
+def run(x, sigmas):
+    """The solver on the mixture, in float64."""
+    with jax.enable_x64(True):
+        return np.asarray(dx.sample(dx.gaussian_mixture(MEANS, 0.3), x, sigmas))
+
+
+def between(n, high, low):
+    """Levels of no regularity: their steps in log sigma change threefold."""
+    u = np.linspace(0, 1, n + 1)
+    return high * (low / high) ** (1.5 * u - 0.5 * u * u)
+
+
+def test_it_converges_with_the_order_that_it_declares():
+    x = 3 * np.random.default_rng(2).standard_normal((8, 16))
+    exact, steps = run(x, between(3000, 3.0, 0.1)), np.array([100, 200, 400])
+    errors = [np.sqrt(np.mean((run(x, between(n, 3.0, 0.1)) - exact) ** 2)) for n in steps]
+    assert -np.polyfit(np.log(steps), np.log(errors), 1)[0] == pytest.approx(S.default().order, abs=0.25), errors
+
+
+def test_down_and_up_again_is_where_it_began():
+    x = 10 * np.random.default_rng(4).standard_normal((8, 16))
+
+    def back(n):
+        down = between(n, 10.0, 0.05)
+        return np.sqrt(np.mean((run(run(x, down), down[::-1]) - x) ** 2))
+
+    few, more = back(40), back(240)
+    assert more < few / 6**1.3 and more < 5e-3, (few, more)
+
+
+def test_gaussian_data_has_the_closed_form():
+    # x(sigma) = x(sigma_0) sqrt((sigma^2 + c^2) / (sigma_0^2 + c^2)) for data N(0, c^2)
+    c, x = 0.5, np.linspace(-160.0, 160.0, 7)[:, None]
+    with jax.enable_x64(True):
+        got = dx.sample(lambda x, s: x * c**2 / (c**2 + s**2), x, np.append(np.geomspace(80, 0.002, 200), 0.0))
+    np.testing.assert_allclose(got, x * c / np.hypot(80.0, c), rtol=2e-3)
+
+
+@pytest.mark.parametrize(("n", "high", "low"), [(512, 10.0, 0.01), (256, 80.0, 0.002), (40, 700.0, 1e-4)])
+def test_float32_loses_nothing_on_long_grids(n, high, low):
+    x, sigmas = high * np.random.default_rng(5).standard_normal((4, 16)), np.append(between(n - 1, high, low), 0.0)
+    single = dx.sample(dx.gaussian_mixture(MEANS, 0.3), np.float32(x), sigmas)
+    assert single.dtype == np.float32 and np.abs(single - run(x, sigmas)).max() < 5e-5
+
+
+def test_a_trajectory_is_the_ends_of_shorter_runs():
+    x, sigmas = 10 * np.random.default_rng(6).standard_normal((3, 16)), np.append(between(5, 10.0, 0.05), 0.0)
+    with jax.enable_x64(True):
+        path = dx.sample(dx.gaussian_mixture(MEANS, 0.3), x, sigmas, trajectory=True)
+    np.testing.assert_array_equal(path[0], x)
+    for k in range(1, 7):
+        np.testing.assert_allclose(path[k], run(x, sigmas[: k + 1]), rtol=0, atol=1e-11)
+
+
 @pytest.mark.parametrize("nfe", [6, 8, 12])
 @pytest.mark.parametrize("scale", [7.5, 15.0])
 def test_strong_guidance_in_few_steps(scale, nfe):
@@ -103,10 +157,12 @@ def test_strong_guidance_in_few_steps(scale, nfe):
     exact = denoise(exact, fine[-1])
 
     both = dx.gaussian_mixture(MEANS[:2], 0.1), dx.gaussian_mixture(MEANS, 0.1)
-    run = lambda solver: dx.sample(
-        dx.guidance.classifier_free(*both, scale), jnp.asarray(x), dx.grids.plain(nfe), solver=solver
-    )
-    error = lambda solver: np.sqrt(((run(solver) - exact) ** 2).mean(1)).mean()
+    strong = dx.guidance.classifier_free(*both, scale)
+
+    def error(solver):
+        end = dx.sample(strong, jnp.asarray(x), dx.grids.plain(nfe), solver=solver)
+        return np.sqrt(((end - exact) ** 2).mean(1)).mean()
+
     assert error(S.default()) < 1.2 * min(error(S.euler()), error(S.dpmpp_2m()))
 
 
