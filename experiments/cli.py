@@ -40,7 +40,7 @@ PARSE_ERRORS = (flags.Error, AttributeError, KeyError, OSError, ImportError, Syn
 def run(main: Callable[..., Any], *, positional: bool = False) -> None:
     """Parses flags and calls main(), or main(arguments) with those that are no flags if they are allowed (positional).
 
-    A ValueError or OSError is a message on stderr and exit status 1.
+    A ValueError, FloatingPointError or OSError is a message on stderr and exit status 1.
     """
 
     def guarded(argv: list[str]) -> None:
@@ -50,7 +50,7 @@ def run(main: Callable[..., Any], *, positional: bool = False) -> None:
         try:
             set_up_jax()
             main(argv[1:]) if positional else main()
-        except (ValueError, OSError) as error:
+        except (ValueError, FloatingPointError, OSError) as error:
             if flags.FLAGS.traceback:
                 traceback.print_exc()
             _fail(str(error))

@@ -27,7 +27,7 @@ def class_labels(n: int, num_classes: int | None, chosen: list[int] | None = Non
 
 
 def generate(
-    sampler: Callable[[Any, Array, Array, Array], Array],
+    sampler: Callable[[Any, Array, Array, Array], tuple[Array, Array]],
     params: Any,
     key: Array,
     labels: np.ndarray,
@@ -37,7 +37,8 @@ def generate(
     progress: bool = True,
 ) -> np.ndarray:
     """One image a label, uint8 [n, height, width, channels]. Image i depends on the key and on i alone, not on the
-    batch it is made in. (Several processes make them together, and each gets all.)
+    batch it is made in. (Several processes make them together, and each gets all.) The sampler is one of
+    `experiments.recipe`. Raises FloatingPointError at the first batch with a sample that is not finite.
     """
     n = len(labels)
     # One shape for all batches, so one compilation: the last one is padded.
@@ -49,7 +50,13 @@ def generate(
         for start in range(0, n, batch_size):
             index = np.arange(start, start + batch_size, dtype=np.int32)
             label = labels[np.minimum(index, n - 1)]
-            images = sampler(params, key, *put_whole((index, label), mesh))
-            out.append(to_host(images)[: n - start])
+            images, finite = (to_host(a)[: n - start] for a in sampler(params, key, *put_whole((index, label), mesh)))
+            if not finite.all():
+                raise FloatingPointError(
+                    f"{(~finite).sum()} of {len(finite)} samples hold NaN or infinity, such as sample "
+                    f"{start + int(np.argmin(finite))}: the network has diverged, or the guidance or the solver is too "
+                    "much for it"
+                )
+            out.append(images)
             bar.update(len(out[-1]))
     return np.concatenate(out)

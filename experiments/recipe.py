@@ -176,9 +176,10 @@ def loss(recipe: Recipe, *, train: bool) -> Callable[..., tuple[Array, Aux]]:
 
 def sampler(
     recipe: Recipe, *, grid: str, solver: str, steps: int, guidance: float
-) -> Callable[[Any, Array, Array, Array], Array]:
-    """A compiled sampler(params, key, index, label) -> images [batch, height, width, channels] uint8.
+) -> Callable[[Any, Array, Array, Array], tuple[Array, Array]]:
+    """A compiled sampler(params, key, index, label) -> images [batch, height, width, channels] uint8, finite [batch].
 
+    finite says whether a sample was made of finite numbers: NaN has no pixel, and is black.
     Sample number i starts from noise of fold_in(key, i): index and label are [batch] int. grid is a schedule, or
     "plain" for `dx.grids.plain`; how it and the solver are used is said by the objective. Raises ValueError naming the
     argument at fault.
@@ -190,9 +191,10 @@ def sampler(
     sigma, draw = recipe.objective.draw(recipe, grid, solver, steps, guidance)
 
     @jax.jit
-    def sample(params: Any, key: Array, index: Array, label: Array) -> Array:
+    def sample(params: Any, key: Array, index: Array, label: Array) -> tuple[Array, Array]:
         start_key, draw_key = jax.random.split(key)
         x = sigma * dx.noise.normal(start_key, index, recipe.shape)
-        return data.from_unit(draw(params, x, draw_key, index, label), recipe.levels)
+        x = draw(params, x, draw_key, index, label)
+        return data.from_unit(x, recipe.levels), jnp.isfinite(x).all((1, 2, 3))
 
     return sample

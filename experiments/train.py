@@ -325,10 +325,15 @@ def _samples(workdir: Path, k: int) -> Path:
 
 def _write_samples(workdir: Path, k: int, draw, state: TrainState, key, rec: Recipe, mesh, recent, writer) -> None:
     """A grid of samples of the averaged parameters, one class a column, and the loss per noise level, to
-    WORKDIR/samples and to TensorBoard."""
+    WORKDIR/samples and to TensorBoard. Samples that are not finite are reported, and the run goes on."""
     columns = min(rec.num_classes or 8, 16)
     labels = class_labels(8 * columns, rec.num_classes, list(range(columns)) if rec.num_classes else None)
-    images = generate(draw, state.ema, key, labels, mesh, progress=False)
+    try:
+        images = generate(draw, state.ema, key, labels, mesh, progress=False)
+    except FloatingPointError as error:  # in all processes alike
+        if writer is not None:
+            print(f"no grid of samples at step {k}: {error}", flush=True)
+        return
     if writer is not None:
         picture = pictures.grid(images, columns, levels=rec.levels)
         levels = pictures.levels(recent)

@@ -134,9 +134,9 @@ LISTED = f"{zlib.crc32(repr([*SOLVERS, *GRIDS]).encode()):08x}"
 
 
 def _fitted_grid(denoise: Callable, pilots: Array, n: int) -> tuple[Any, Solver]:
-    """For the default solver in the time of a flow at the scale of the data, as the pilots end."""
+    """For order 4 in the time of a flow at the scale of the data, as the pilots end."""
     ends = dx.sample(denoise, pilots[:64], dx.grids.plain(100))
-    solver = s.default(float(jnp.std(ends)) / 2)
+    solver = s.adams_bashforth(4, "flow", bootstrap=False, sigma_data=float(jnp.std(ends)))
     return dx.grids.fit(denoise, pilots, n, solver=solver, batch=_batch(pilots)), solver
 
 

@@ -245,7 +245,7 @@ def _each(wanted: Mapping[Any, Any]) -> Iterator[Scoring]:
 
 
 @functools.lru_cache(maxsize=1)
-def _sampler(run: Run, how: str) -> Callable[..., jax.Array]:
+def _sampler(run: Run, how: str) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """One for all steps of a run: to trace and load a compiled one again takes as long as to sample."""
     config = workdirs.read_config(run.workdir)
     return sampler(recipe(config, workdirs.load_dataset(config, "train")), **json.loads(how))

@@ -55,7 +55,7 @@ def test_samples_are_those_of_the_function_at_the_first_levels_of_a_grid_with_on
     apply = lambda params, x, c_noise, cond: params * x + (c_noise + cond)[:, None, None, None]
     rec, labels = rec._replace(network=Network(rec.network.init, apply)), jnp.arange(8)
     one, two = (
-        np.asarray(sampler(rec, grid="plain", solver="default", steps=n, guidance=1.0)(0.3, KEY, labels, labels))
+        np.asarray(sampler(rec, grid="plain", solver="default", steps=n, guidance=1.0)(0.3, KEY, labels, labels)[0])
         for n in (1, 2)
     )
     f = dx.consistency.function(apply, 0.3, labels)

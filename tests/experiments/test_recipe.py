@@ -8,8 +8,11 @@ import pytest
 
 import diffax as dx
 from diffax import augment, data
+from diffax.models.network import Network
 from diffax.training import sharding
-from experiments.recipe import loss, recipe
+from experiments import recipe as recipes
+from experiments.generate import generate
+from experiments.recipe import loss, recipe, sampler
 from experiments.train import train
 from experiments.workdir import load_ema
 
@@ -102,6 +105,26 @@ def test_every_architecture_trains_from_a_config(small, tmp_path, architecture):
     ]
     assert bool(lengths) == (architecture == "edm2")
     np.testing.assert_allclose(lengths, 1, atol=0.02)  # of an average of weights of length 1
+
+
+def test_samples_that_are_not_finite_are_no_black_pictures(small):
+    rec = recipe(config := small(), batch_of(config)[0])
+    apply = lambda params, x, c_noise, cond: jnp.where((cond == 3)[:, None, None, None], jnp.nan, params * x)
+    draw = sampler(rec._replace(network=Network(rec.network.init, apply)), **config.sample)
+    among = lambda *labels: generate(
+        draw, 0.3, jax.random.key(0), np.array(labels), sharding.data_mesh(), batch_size=8, progress=False
+    )
+    assert among(0, 1, 2, 4, 5).shape == (5, *rec.shape)
+    with pytest.raises(FloatingPointError, match="2 of 8 samples hold NaN or infinity, such as sample 5"):
+        among(0, 0, 0, 0, 1, 3, 3, 2)
+
+
+def test_a_run_goes_on_without_a_grid_of_samples_that_are_not_finite(small, tmp_path, capfd, monkeypatch):
+    black = lambda params, key, index, label: (jnp.zeros((len(index), 8, 8, 1), jnp.uint8), index < 0)
+    monkeypatch.setattr(recipes, "sampler", lambda *recipe, **how: black)
+    train(small(**{"train.steps": 2}), tmp_path)
+    assert "no grid of samples at step 2: " in capfd.readouterr().out
+    assert not list((tmp_path / "samples").glob("step_*.png")) and (tmp_path / "summary.json").exists()
 
 
 def test_a_preset_is_an_architecture(small):
