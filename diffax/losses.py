@@ -99,7 +99,7 @@ def denoising(
     x = x0 + per_sample(schedules.sigma_from_logsnr(logsnr), x0) * n
     output = _check.output("apply", apply(params, per_sample(c.c_in, x) * x, c.c_noise, cond), x)
     error = output.astype(x0.dtype) - preconditioning.target(x0, n, logsnr)
-    weight = per_sample(weighting(logsnr) * c.c_out**2, error)
+    weight = per_sample(weighting.of_output(logsnr, c.c_out), error)
     loss = jnp.mean(weight * error**2, axis=tuple(range(1, x0.ndim)))
     return loss.mean(), Aux(loss, logsnr.reshape(len(x0), -1).mean(-1))
 

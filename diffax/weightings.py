@@ -70,13 +70,24 @@ class Weighting:
     """Call it with logsnr (any shape) for the weight there, >= 0, of the same shape.
 
     At -inf and inf that is its limit, which may be inf. Raises ValueError unless logsnr holds numbers.
+
+    Fields (what a new weighting has to state), each a function of logsnr:
+      weight: -> w.
+      root: -> its square root, where that has a range and w none: exp(60) is a float32, its square is not.
     """
 
     weight: Callable[[Array], Array]
+    root: Callable[[Array], Array] | None = None
 
     def __call__(self, logsnr: ArrayLike) -> Array:
         logsnr = _check.logsnr(logsnr)
         return self.weight(logsnr).astype(logsnr.dtype)
+
+    def of_output(self, logsnr: ArrayLike, c_out: Array) -> Array:
+        """w c_out^2, by which the squared error of a network's output counts; neither w nor c_out^2 overflows."""
+        if self.root is None:
+            return self(logsnr) * c_out * c_out
+        return (self.root(_check.logsnr(logsnr)) * c_out) ** 2
 
 
 def uniform() -> Weighting:
@@ -153,7 +164,11 @@ def sigmoid(bias: Scalar = 0.0) -> Weighting:
 def target(preconditioning: Preconditioning) -> Weighting:
     """w = 1 / c_out^2: the plain squared error of what the network predicts."""
     _check.instance("preconditioning", preconditioning, Preconditioning, "dx.preconditioning.v()")
-    return Weighting(lambda logsnr: preconditioning(logsnr).c_out ** -2)
+
+    def root(logsnr: Array) -> Array:
+        return 1 / preconditioning(logsnr).c_out
+
+    return Weighting(lambda logsnr: root(logsnr) ** 2, root)
 
 
 def elbo(schedule: Schedule) -> Weighting:

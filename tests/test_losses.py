@@ -143,6 +143,16 @@ def test_the_loss_at_snr_0_and_without_noise_is_that_of_the_limit(pre, weighting
         assert np.isfinite(loss) and np.isfinite(aux.logsnr).all()
 
 
+@pytest.mark.parametrize("level", [-79, -60, -45, 0, 45, 60, 79])
+def test_a_weight_out_of_range_does_not_spoil_a_loss_within_it(level):
+    """The score's target counts by sigma^-4, which is no float32 beyond logSNR 44, times c_out^2 = sigma^4."""
+    n = np.float64(dx.noise.normal(jax.random.split(KEY)[1], jnp.arange(16), (6,)))
+    flat, half = S.uniform(level - 0.1, level + 0.1), lambda key, n: jnp.full(n, 0.5)
+    given = {"schedule": flat, "preconditioning": P.score(), "weighting": W.target(P.score()), "draw": half}
+    loss, _ = jax.jit(lambda x0: dx.losses.denoising(lambda p, x, c, _: 0 * x + 0.5, None, KEY, x0, **given))(DATA)
+    assert loss == pytest.approx(np.mean((0.5 + n * np.exp(level / 2)) ** 2), rel=1e-4)
+
+
 def test_a_schedule_with_heavy_tails_has_a_finite_loss():
     """Of a Cauchy distribution a level is beyond logSNR 1000 every 1571 draws: sigma is 0 or infinite there."""
     x0 = jnp.ones((8192, 1))
