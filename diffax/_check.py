@@ -18,7 +18,6 @@ from diffax._array import at_least_float32, concrete, per_sample
 
 __all__ = [
     "aligned",
-    "all_finite",
     "between",
     "callable_",
     "concrete",
@@ -71,16 +70,14 @@ def finite(name: str, value: Any) -> None:
         raise ValueError(f"{name} = {shown(value)}: must be finite")
 
 
-def numbers(name: str, values: np.ndarray) -> None:
-    """Raise ValueError unless all of many values are finite; says how many are not."""
-    if bad := int((~np.isfinite(values)).sum()):
-        raise ValueError(f"{name}: {bad} of {np.size(values)} values are not finite")
-
-
-def all_finite(values: Array | np.ndarray) -> bool:
-    """Whether all of the values, which are not traced, are finite; without a copy of a large array in float64."""
+def numbers(name: str, values: Array | np.ndarray) -> None:
+    """Raise ValueError unless all of many values, where they are not traced, are finite; says how many are not."""
+    if not concrete(values):
+        return
     values = np.asarray(values)  # what JAX computes within jit is traced, of constants too
-    return bool(np.isfinite(values if values.dtype.kind in "fc" else values.astype(np.float32)).all())
+    finite = np.isfinite(values if values.dtype.kind in "fc" else values.astype(np.float32))
+    if not finite.all():
+        raise ValueError(f"{name}: {(~finite).sum()} of {finite.size} values are not finite: must all be")
 
 
 def positive(name: str, value: Any) -> None:
@@ -172,13 +169,10 @@ def key(name: str, value: Any) -> Array:
 
 
 def samples(name: str, value: Any) -> Array:
-    """`value` in float32 or better. Raises ValueError unless it is a batch [batch, ...] of floating-point numbers."""
-    array = _array(name, value, "be an array [batch, ...] of floating-point numbers")
-    if not _is(array, np.floating):
-        hint = ": scale pictures to order one first, as diffax.data.to_unit does" if array.dtype == np.uint8 else ""
-        raise ValueError(f"{name} is of {array.dtype}: must be floating-point numbers{hint}")
-    if array.ndim < 1 or not array.size:
-        raise ValueError(f"{name} has shape {array.shape}: must be [batch, ...] with at least one sample")
+    """`value` in float32 or better. Raises ValueError unless it is a batch [batch, ...] of floating-point numbers that
+    are finite where they have values."""
+    array = _floating(name, value)
+    numbers(name, array)
     return at_least_float32(array)
 
 
@@ -195,11 +189,13 @@ def index(value: Any, batch: int, name: str = "index") -> Array:
 
 
 def points(name: str, value: Any) -> Array:
-    """`value` as an array [batch, ...] of its own dtype. Raises ValueError unless it holds floating-point numbers."""
+    """`value` as an array [batch, ...] of its own dtype, complex ones of a complex-valued model too.
+
+    Raises ValueError unless it holds floating-point numbers. A denoiser hands NaN on, for `dx.sample` to report.
+    """
     if isinstance(value, Array | np.ndarray) and value.ndim and value.size and _is(value, np.complexfloating):
-        return jnp.asarray(value)  # of a complex-valued model
-    samples(name, value)
-    return jnp.asarray(value)
+        return jnp.asarray(value)
+    return jnp.asarray(_floating(name, value))
 
 
 # ---- what goes with a batch -----------------------------------------------------------------------------------------
@@ -280,6 +276,17 @@ def _array(name: str, value: Any, must: str) -> Any:
         return np.asarray(value) if concrete(value) else jnp.asarray(value)
     except (ValueError, TypeError, OverflowError):
         raise ValueError(f"{name} = {shown(value)}: must {must}") from None
+
+
+def _floating(name: str, value: Any) -> Any:
+    """The value as an array. Raises ValueError unless it is a batch [batch, ...] of floating-point numbers."""
+    array = _array(name, value, "be an array [batch, ...] of floating-point numbers")
+    if not _is(array, np.floating):
+        hint = ": scale pictures to order one first, as diffax.data.to_unit does" if array.dtype == np.uint8 else ""
+        raise ValueError(f"{name} is of {array.dtype}: must be floating-point numbers{hint}")
+    if array.ndim < 1 or not array.size:
+        raise ValueError(f"{name} has shape {array.shape}: must be [batch, ...] with at least one sample")
+    return array
 
 
 def _is(array: Any, kind: Any) -> bool:

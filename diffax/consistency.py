@@ -233,6 +233,7 @@ def sample(
     """
     _check.callable_("f", f, "f(x, sigma) -> x0")
     x = _check.points("x", x)
+    _check.numbers("x", x)
     _check.real("sigmas", sigmas, "be [n] numbers that descend")
     _check.finite("sigma_min", sigma_min)
     _check.one("sigma_min", sigma_min)

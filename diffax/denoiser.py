@@ -110,8 +110,7 @@ def _means(means: ArrayLike) -> Array:
         raise ValueError(f"means is of {means.dtype}: must be real numbers")
     if means.ndim < 1 or not means.size:
         raise ValueError(f"means has shape {means.shape}: must be [components, ...] with at least one component")
-    if _check.concrete(means) and not _check.all_finite(means):
-        raise ValueError("means holds values that are NaN or infinite: must be finite")
+    _check.numbers("means", means)
     return at_least_float32(means)
 
 

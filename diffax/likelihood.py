@@ -298,8 +298,6 @@ def ode_bits_per_dim(
 def _samples(x0: ArrayLike, levels: int | None) -> tuple[Array, int]:
     """x0 in float32 or better, and the numbers per sample. With levels, x0 must lie on them."""
     x0 = _check.samples("x0", x0)
-    if _check.concrete(x0):
-        _check.finite("x0", x0)
     if levels is not None:
         _check.whole("levels", levels, 2, 2**16)
         if _check.concrete(x0):

@@ -62,6 +62,7 @@ def blur(image: ArrayLike, transfer: ArrayLike) -> Array:
     """
     image = _image("image", image)
     _check.real("transfer", transfer, "be [height, width] real numbers")
+    _check.numbers("transfer", transfer)
     transfer = at_least_float32(transfer).astype(image.dtype)
     _same_size("transfer", transfer, image)
     spectrum = jnp.fft.fft2(image, axes=(-3, -2))
@@ -103,8 +104,6 @@ def photons(
     _check.one("read_noise", read_noise)
     intensity = _image("intensity", intensity, rank=4)
     if _check.concrete(intensity, peak):
-        if not _check.all_finite(intensity):
-            raise ValueError("intensity holds values that are NaN or infinite: must be finite")
         most = float(np.asarray(intensity).max())
         if most * float(peak) > 1e9:
             raise ValueError(f"peak = {peak}: must be at most {1e9 / most:.3g} for an intensity of up to {most:.3g}")
@@ -196,7 +195,8 @@ def _constant(name: str, value: Any) -> np.ndarray:
 
 
 def _image(name: str, value: ArrayLike, rank: int | None = None, complex_too: bool = False) -> Array:
-    """`value` in float32 or better. Raises ValueError unless it is [..., height, width, channels], of that rank."""
+    """`value` in float32 or better. Raises ValueError unless it is [..., height, width, channels], of that rank, and
+    finite where it has values."""
     axes = "[..., height, width, channels]" if rank is None else "[batch, height, width, channels]"
     if not isinstance(value, Array | np.ndarray):
         _check.real(name, value, f"be {axes} numbers")
@@ -206,6 +206,7 @@ def _image(name: str, value: ArrayLike, rank: int | None = None, complex_too: bo
         raise ValueError(f"{name} is of {value.dtype}: must be {'' if complex_too else 'real '}numbers")
     if (value.ndim < 3 if rank is None else value.ndim != rank) or not value.size:
         raise ValueError(f"{name} has shape {value.shape}: must be {axes}, not empty")
+    _check.numbers(name, value)
     return at_least_float32(value)
 
 

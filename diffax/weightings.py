@@ -262,10 +262,10 @@ def uncertainty(params: Uncertainty, loss: Array, logsnr: Array) -> Array:
 
     At the optimum g = log E[loss | logsnr], so every level contributes equally (EDM2, Karras et al. 2024,
     arXiv:2312.02696, appendix B.3: random Fourier features of log(sigma) / 4, one linear layer). Beyond
-    |logsnr| = 80 g is as it is there. Raises ValueError unless loss and logsnr are numbers of one shape.
+    |logsnr| = 80 g is as it is there. Raises ValueError unless loss holds finite numbers and logsnr is of its shape.
     """
     _check.instance("params", params, Uncertainty, "dx.weightings.uncertainty_init(key)")
-    _check.real("loss", loss)
+    _check.finite("loss", loss)
     loss, logsnr = at_least_float32(loss), _check.logsnr(logsnr)
     if loss.shape != logsnr.shape:
         raise ValueError(f"loss has shape {loss.shape} for logsnr of shape {logsnr.shape}: must be the same")

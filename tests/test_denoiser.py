@@ -202,7 +202,7 @@ def network(apply=lambda p, x, c, cond: x, pre=V):
         (lambda: network()(X.astype(jnp.int32), 1.0), "x is of int32: must be floating-point numbers"),
         (lambda: network()(jnp.float32(1.0), 1.0), "x has shape (): must be [batch, ...]"),
         (lambda: network()(None, 1.0), "x is of object: must be floating-point numbers"),
-        (lambda: dx.gaussian_mixture(np.full((2, 1), np.nan), 1.0), "means holds values that are NaN or infinite"),
+        (lambda: dx.gaussian_mixture(np.full((2, 1), np.nan), 1.0), "means: 2 of 2 values are not finite"),
         (lambda: dx.gaussian_mixture([[np.nan]], 1.0), "means = [[nan]]: must be finite"),
         (lambda: dx.gaussian_mixture(np.zeros((0, 1)), 1.0), "means has shape (0, 1): must be [components, ...]"),
         (lambda: dx.gaussian_mixture(np.float32(1), 1.0), "must be [components, ...]"),

@@ -288,11 +288,19 @@ def is_ours(error):
     return isinstance(error, ValueError | TypeError) and inside and says and "\n" not in str(error)
 
 
+def holed(right):
+    """The array with a NaN, or an infinity, among its numbers."""
+    if not isinstance(right, jax.Array | np.ndarray) or not jnp.issubdtype(right.dtype, jnp.inexact):
+        return {}
+    first = np.arange(right.size).reshape(right.shape) == 0
+    return {f"an array with {bad}": np.where(first, np.asarray(right).dtype.type(bad), right) for bad in ("nan", "inf")}
+
+
 def faults(function):
     """What goes wrong with each argument that is replaced by each wrong one."""
     found = []
-    for name in VALID[function]:
-        for kind, value in WRONG.items():
+    for name, right in VALID[function].items():
+        for kind, value in (WRONG | holed(right)).items():
             if name in FREE:
                 continue
             given = VALID[function] | {name: value}

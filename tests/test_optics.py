@@ -167,7 +167,7 @@ def test_with_x64_and_strict_promotion_images_keep_their_dtype():
         (lambda: optics.binned(FLAT[:0], 2), "image has shape (0, 4, 1): must be [..., height, width, channels], not"),
         (lambda: optics.photons(None, IMAGE, peak=1.0), "key = None: must be a JAX key"),
         (lambda: optics.photons(jax.random.key(0), FLAT, peak=1.0), "intensity has shape (4, 4, 1): must be [batch,"),
-        (lambda: optics.photons(jax.random.key(0), np.nan * IMAGE, peak=1.0), "intensity holds values that are NaN"),
+        (lambda: optics.photons(jax.random.key(0), np.nan * IMAGE, peak=1.0), "values are not finite"),
         (lambda: optics.photons(jax.random.key(0), IMAGE, peak=1e12), "peak = 1000000000000.0: must be at most 1e+09"),
         (lambda: optics.photons(jax.random.key(0), IMAGE, peak=1.0, index=[0]), "index has shape (1,): must be [ba"),
         (lambda: optics.photons(jax.random.key(0), IMAGE, peak=1.0, read_noise=None), "read_noise = None: must lie in"),

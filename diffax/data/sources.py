@@ -133,8 +133,8 @@ def _pixels(name: str, value: ArrayLike, levels: int) -> Any:
         raise ValueError(f"{name} is of {value.dtype}: must be real numbers")
     if not value.size:
         raise ValueError(f"{name} has shape {value.shape}: must not be empty")
-    if floating and _check.concrete(value):
-        _check.numbers(name, np.asarray(value, np.promote_types(np.float32, value.dtype)))
+    if floating:
+        _check.numbers(name, value)
     return value
 
 

@@ -135,8 +135,6 @@ def klub(denoise: Denoiser, x0: ArrayLike, sigmas: ArrayLike, key: Array, sigma_
         _check.positive("sigmas", values)
         _check.between("sigmas", values, 1 / _MOST, _MOST)
         sigmas = values
-    if _check.concrete(x0):
-        _check.finite("x0", x0)
     sigma_data = magnitude("sigma_data", sigma_data, _MOST)
     levels = jnp.sort(jnp.atleast_1d(at_least_float32(sigmas)).astype(x0.dtype))
     if levels.ndim != 1 or levels.size < 2 or (_check.concrete(levels) and (np.diff(levels) == 0).any()):
