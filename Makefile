@@ -5,9 +5,9 @@ DEMO := runs/digits
 
 .DEFAULT_GOAL := help
 PEERS := .venv-peers/bin
-X64 := tests/solvers/test_falling.py tests/solvers/test_single_step.py tests/grids/test_plain.py \
-  $(patsubst %,tests/test_%.py,adaptive curricula denoiser draws guidance losses noise preconditioning sample \
-  variational weightings)
+X64 := tests/schedules tests/solvers/test_falling.py tests/solvers/test_single_step.py tests/grids/test_plain.py \
+  $(patsubst %,tests/test_%.py,adaptive curricula denoiser draws guidance likelihood losses noise preconditioning \
+  sample variational weightings)
 
 .PHONY: help demo test test-x64 chaos lint notebooks peers bench bench-models bench-peers format lock clean
 

@@ -24,13 +24,18 @@ def concrete(*values: Any) -> bool:
 
 
 def at_least_float32(x: ArrayLike) -> Array:
-    """`x` as an array of float32 or better: noise levels and coefficients are never held in bfloat16."""
+    """`x` as an array of float32 or better: noise levels and coefficients are never held in bfloat16.
+
+    An integer is what a Python number is to JAX: float32, or float64 where JAX has 64 bits.
+    """
     if not isinstance(x, Array) and concrete(x):
         x = np.asarray(x)
-        x = x.astype(np.float32) if x.dtype.kind in "biu" else x  # before JAX wraps an integer that is too large for it
+        x = x.astype(np.float64) if x.dtype.kind in "biu" else x  # before JAX wraps an integer that is too large for it
     x = jnp.asarray(x)
-    better = x.dtype in (jnp.float32, jnp.float64, jnp.complex64, jnp.complex128)
-    return x.astype(x.dtype if better else jnp.float32)  # not by promote_types, which strict promotion refuses
+    if x.dtype in (jnp.float32, jnp.float64, jnp.complex64, jnp.complex128):
+        return x
+    whole = jnp.issubdtype(x.dtype, jnp.integer) or x.dtype == bool
+    return x.astype(jnp.result_type(float) if whole else jnp.float32)  # promote_types refuses under strict promotion
 
 
 def clip(x: Array, low: ArrayLike, high: ArrayLike) -> Array:
