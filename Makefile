@@ -9,12 +9,13 @@ X64 := tests/schedules tests/solvers/test_falling.py tests/solvers/test_single_s
   $(patsubst %,tests/test_%.py,adaptive curricula denoiser draws guidance likelihood losses noise preconditioning \
   sample variational weightings)
 
-.PHONY: help demo test test-x64 chaos lint notebooks peers bench bench-models bench-peers format lock clean
+.PHONY: help demo test test-slow test-x64 test-all chaos lint notebooks peers bench bench-models bench-peers format lock clean
 
 help:
 	@echo "make demo    train, sample and score a diffusion model of handwritten digits (about five minutes)"
-	@echo "make test    all tests"
-	@echo "make test-x64  the tests of the core, with JAX in 64 bits"
+	@echo "make test    the tests, but for the slow ones"
+	@echo "make test-all  all of them: make test, make test-slow (kills, damage, several processes, networks of full size)"
+	@echo "             and make test-x64 (the core once more, with JAX in 64 bits)"
 	@echo "make chaos   kill, stop and damage runs, and compare what comes of them with one left alone (half an hour)"
 	@echo "make lint    ruff and mypy"
 	@echo "make notebooks  run the notebooks"
@@ -30,11 +31,18 @@ demo: .venv/train.installed
 	@$(BIN)/python -m experiments.train --config experiments/configs/digits.py --workdir $(DEMO)
 	@$(BIN)/python -m experiments.evaluate --workdir $(DEMO)
 
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+
 test: .venv/dev.installed
-	@$(BIN)/python -m pytest -n 2 --dist worksteal tests
+	@$(PYTEST) -m 'not slow' $(TIMING) tests
+
+test-slow: .venv/dev.installed
+	@$(PYTEST) -m slow tests
 
 test-x64: .venv/dev.installed
-	@JAX_ENABLE_X64=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(X64)
+	@JAX_ENABLE_X64=1 $(PYTEST) -m 'not slow' $(X64)
+
+test-all: test test-slow test-x64
 
 chaos: .venv/train.installed
 	@$(BIN)/python -m experiments.chaos --out bench/chaos

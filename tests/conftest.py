@@ -1,11 +1,18 @@
-"""Eight CPU devices for the whole session, set before JAX starts, and compiled programs kept between runs."""
+"""Eight CPU devices for the whole session, set before JAX starts, and every compiled program kept between runs.
 
+All is in the environment, so that the commands which tests start find it too.
+"""
+
+import os
 import tempfile
 from pathlib import Path
 
-import jax
+os.environ |= {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_NUM_CPU_DEVICES": "8",
+    "NPROC": "16",  # threads of XLA's pool: a device that waits for another's numbers holds one
+    "JAX_COMPILATION_CACHE_DIR": str(Path(tempfile.gettempdir()) / "diffax-tests-xla"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",  # most are small
+}
 
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update("jax_compilation_cache_dir", str(Path(tempfile.gettempdir()) / "diffax-tests-xla"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+pytest_plugins = ["tests.timing"]

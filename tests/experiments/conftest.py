@@ -6,7 +6,7 @@ from experiments.configs import digits
 
 SMALL = {
     "model.channels": 8,
-    "model.multipliers": (1, 1),
+    "model.multipliers": (1,),
     "model.attention": (),
     "train.steps": 8,
     "train.batch_size": 16,

@@ -19,6 +19,7 @@ def command(*arguments):
     return subprocess.run(line, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_the_listing_agrees_with_what_was_published():
     ran = command("--list")  # not imported: commands have flags of one name
     assert ran.returncode == 0, ran.stderr

@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 
 def chaos(out, **flags):
     options = [f"--{name}={value}" for name, value in flags.items()]
@@ -11,6 +13,7 @@ def chaos(out, **flags):
     return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
+@pytest.mark.slow
 def test_a_small_dose_loses_nothing(tmp_path):
     done = chaos(tmp_path / "c", kills=2, stops=0, disks=0, damages=12, steps=8, every=2)
     assert done.returncode == 0, done.stderr

@@ -25,7 +25,7 @@ def free_port():
 
 def start(workdir, options, processes, devices):
     """The same line in every process; devices in each."""
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
     command = [sys.executable, "-m", "experiments.train", f"--workdir={workdir}", *options]
     if processes > 1:
         command += [f"--coordinator=127.0.0.1:{free_port()}", f"--processes={processes}", "--heartbeat=10"]
@@ -72,6 +72,7 @@ def alone(tmp_path_factory, data_dir):
     return summary(workdir)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("processes", "devices", "mesh"), [(2, 1, {}), (4, 1, {"mesh.fsdp": 2})])
 def test_processes_train_the_same_parameters_as_one(alone, flags, tmp_path, processes, devices, mesh):
     outputs = finish(tmp_path, flags(**STEPS, **mesh), processes, devices)
@@ -85,6 +86,7 @@ def test_processes_train_the_same_parameters_as_one(alone, flags, tmp_path, proc
     assert len(list((tmp_path / "samples").glob("step_*.png"))) == 1 and len(list(tmp_path.glob("events*"))) == 1
 
 
+@pytest.mark.slow
 def test_when_one_is_killed_the_others_end_and_all_go_on_from_there_in_any_number(alone, flags, tmp_path):
     options = flags(**STEPS | {"train.steps": 100_000})
     started = start(tmp_path, options, 2, 1)
@@ -107,6 +109,7 @@ def test_when_one_is_killed_the_others_end_and_all_go_on_from_there_in_any_numbe
         assert summary(tmp_path)[name] == summary(tmp_path / "unbroken")[name]
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_saves_on_all(flags, tmp_path):
     started = start(tmp_path, flags(**STEPS | {"train.steps": 100_000, "train.checkpoint_every": 50_000}), 2, 1)
     while all(p.poll() is None for p in started) and not (tmp_path / "metrics.jsonl").exists():

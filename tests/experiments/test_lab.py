@@ -16,7 +16,7 @@ from tests.experiments.conftest import SMALL
 @pytest.fixture
 def flags_of(monkeypatch, tmp_path, data_dir):
     """Flags of the laboratory, for runs in tmp_path of two seeds."""
-    fields = SMALL | {"data.dir": data_dir, "model.multipliers": (1,), "train.steps": 4}
+    fields = SMALL | {"data.dir": data_dir, "train.steps": 4}
     fields |= {"train.checkpoint_every": 1, "train.keep_every": 1}
     shared = {"OUT": str(tmp_path), "SEEDS": 2}
     given = {protocol: {"DATA": "digits", "SET": [f"{f}={v}" for f, v in fields.items()]}, results: shared}
@@ -32,7 +32,7 @@ def trained(tmp_path_factory, data_dir):
     from experiments.configs import digits
 
     config = digits.get_config()
-    fields = {"data.dir": data_dir, "model.multipliers": (1,), "train.steps": 4}
+    fields = {"data.dir": data_dir, "train.steps": 4}
     config.update_from_flattened_dict(SMALL | fields | {"train.checkpoint_every": 1, "train.keep_every": 1})
     workdir = tmp_path_factory.mktemp("lab")
     train.train(config, workdir)

@@ -126,7 +126,7 @@ def test_a_run_of_another_config_is_refused(variations, tmp_path):
 
 # ---- the command ----------------------------------------------------------------------------------------------------
 
-ENVIRONMENT = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
+ENVIRONMENT = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
 
 
 HEEDING = """import os, signal, sys
@@ -140,6 +140,7 @@ def sweep(*arguments):
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
 
 
+@pytest.mark.slow
 def test_a_sweep_is_interrupted_has_a_failure_and_goes_on(flags, tmp_path):
     short = [*flags(**{"train.steps": 2}), f"--out={tmp_path}", "--seeds=2"]
     long = [*flags(**{"train.steps": 10**6, "train.checkpoint_every": 10**6}), *short[-2:]]

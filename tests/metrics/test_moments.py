@@ -69,12 +69,13 @@ def test_one_process_gathers_its_own(x):
     np.testing.assert_array_equal(found.scatter, own.scatter)
 
 
+@pytest.mark.slow
 def test_processes_gather_the_whole_to_the_last_digit(x, tmp_path):
     np.save(tmp_path / "x.npy", x)
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
     started = [
         subprocess.Popen(
             [sys.executable, "-c", SCRIPT, str(port), str(i), str(tmp_path)],

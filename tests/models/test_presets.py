@@ -9,6 +9,7 @@ from diffax.models.layers import sinusoid
 from diffax.models.unet import Style
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, found in PRESETS.items() if found.published is not None])
 def test_parameters_are_as_many_as_published(name):
     assert parameters(preset(name)) + PRESETS[name].beside == PRESETS[name].published
@@ -27,6 +28,7 @@ def test_networks_of_edm_with_and_without_classes_and_augmentation(name, changes
     assert parameters(preset(name, **changes)) == count
 
 
+@pytest.mark.slow
 def test_stable_diffusion_has_as_many_too():
     """Rombach et al. 2022, version 1: the U-Net over latents, and the autoencoder."""
     style = Style(sinusoid, modulation="shift", strided=(1, 1))

@@ -1,5 +1,7 @@
 """Where arrays lie: the rule, what it saves, which messages the compiled step sends, and that the numbers stay."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,15 +16,19 @@ from diffax.training.optimizer import adam_with_warmup as adam
 from diffax.training.step import init_state, train_step
 from experiments.bench.collectives import messages
 
-UNET = models.unet((8, 8, 1), channels=32, multipliers=(1, 2), blocks=1, attention=(4,), num_classes=3)
-DIT = models.dit((8, 8, 1), patch=2, width=64, depth=2, heads=4, num_classes=3)
+NETWORKS = {
+    "unet": models.unet((8, 8, 1), channels=32, multipliers=(1,), blocks=1, attention=(8,), num_classes=3),
+    "dit": models.dit((8, 8, 1), patch=2, width=64, depth=1, heads=4, num_classes=3),
+}
 BATCH = 16
 
 
+@functools.cache
 class Run:
-    """A state, its compiled step, and a stream of batches, on a mesh."""
+    """A state, its compiled step, and a stream of batches, on a mesh; one for all tests."""
 
-    def __init__(self, network, **axes):
+    def __init__(self, name, **axes):
+        network = NETWORKS[name]
         self.mesh, optimizer = sharding.make_mesh(**axes), adam(1e-3, warmup_steps=10)
 
         def loss(params, batch, key, step, sampler):
@@ -51,33 +57,33 @@ class Run:
         return {kind: [sent.shape for sent in found] for kind, found in messages(text).items()}
 
 
-@pytest.fixture(scope="module")
-def alone():
-    return {name: Run(network, devices=1).losses(50) for name, network in (("unet", UNET), ("dit", DIT))}
+@functools.cache
+def alone(name):
+    return Run(name, devices=1).losses(50)
 
 
 @pytest.mark.parametrize(
-    ("name", "network", "axes"),
+    ("name", "axes"),
     [
-        ("unet", UNET, dict(data=2, devices=2)),
-        ("unet", UNET, dict(data=8)),
-        ("unet", UNET, dict(data=1, fsdp=2, devices=2)),
-        ("unet", UNET, dict(data=2, fsdp=4)),
-        ("unet", UNET, dict(data=1, fsdp=8)),
-        ("dit", DIT, dict(data=4, devices=4)),
-        ("dit", DIT, dict(data=1, fsdp=4, devices=4)),
-        ("dit", DIT, dict(data=2, fsdp=2, tensor=2)),
-        ("dit", DIT, dict(data=1, tensor=4, devices=4)),
+        ("unet", dict(data=2, devices=2)),
+        ("unet", dict(data=8)),
+        ("unet", dict(data=1, fsdp=2, devices=2)),
+        ("unet", dict(data=2, fsdp=4)),
+        ("unet", dict(data=1, fsdp=8)),
+        ("dit", dict(data=4, devices=4)),
+        ("dit", dict(data=1, fsdp=4, devices=4)),
+        ("dit", dict(data=2, fsdp=2, tensor=2)),
+        ("dit", dict(data=1, tensor=4, devices=4)),
     ],
-    ids=lambda v: "-".join(f"{k}{n}" for k, n in v.items()) if isinstance(v, dict) else v if isinstance(v, str) else "",
+    ids=lambda v: "-".join(f"{k}{n}" for k, n in v.items()) if isinstance(v, dict) else v,
 )
-def test_fifty_losses_are_those_of_one_device(alone, name, network, axes):
-    np.testing.assert_allclose(Run(network, **axes).losses(50), alone[name], rtol=1e-5)
+def test_fifty_losses_are_those_of_one_device(name, axes):
+    np.testing.assert_allclose(Run(name, **axes).losses(50), alone(name), rtol=1e-5)
 
 
-@pytest.mark.parametrize("shards", [2, 4, 8])
-def test_fsdp_divides_the_bytes_of_a_device(shards):
-    state = Run(UNET, data=1, fsdp=shards, devices=shards).state
+@pytest.mark.parametrize("axes", [dict(data=1, fsdp=2, devices=2), dict(data=2, fsdp=4), dict(data=1, fsdp=8)])
+def test_fsdp_divides_the_bytes_of_a_device(axes):
+    state, shards = Run("unet", **axes).state, axes["fsdp"]
     for part in (state.params, state.ema, state.optimizer):
         leaves = [leaf for leaf in jax.tree.leaves(part) if leaf.size >= 1024]
         whole = sum(leaf.nbytes for leaf in leaves)
@@ -89,17 +95,19 @@ def test_fsdp_divides_the_bytes_of_a_device(shards):
 
 
 def test_data_parallelism_sends_the_gradients_and_nothing_else():
-    messages = Run(UNET, data=8).messages()
+    messages = Run("unet", data=8).messages()
     assert set(messages) == {"all-reduce"}
     sent = sum(np.prod(shape, dtype=int) for shape in messages["all-reduce"])
-    parameters = models.parameters(UNET)
+    parameters = models.parameters(NETWORKS["unet"])
     assert parameters <= sent <= 1.02 * parameters + 1000
 
 
-@pytest.mark.parametrize("network", [UNET, DIT], ids=["unet", "dit"])
-def test_fsdp_gathers_weights_and_never_the_batch(network):
+@pytest.mark.parametrize(
+    ("name", "axes"), [("unet", dict(data=1, fsdp=8)), ("dit", dict(data=1, fsdp=4, devices=4))], ids=["unet", "dit"]
+)
+def test_fsdp_gathers_weights_and_never_the_batch(name, axes):
     """A gathered or exchanged activation would have the batch as its first axis, or positions of an image."""
-    run = Run(network, data=1, fsdp=8)
+    run = Run(name, **axes)
     messages, weights = run.messages(), jax.tree.leaves(run.state.params)
     assert not {"all-to-all", "collective-permute"} & set(messages)
     whole = {tuple(sorted(w.shape)) for w in weights} | {
@@ -112,9 +120,9 @@ def test_fsdp_gathers_weights_and_never_the_batch(network):
 
 def test_tensor_parallelism_sums_and_sends_no_weights():
     """Two sums a block forwards (after attention and after the feed-forward layer), and their mirror images."""
-    messages = Run(DIT, data=4, tensor=2).messages()
+    messages = Run("dit", data=1, tensor=4, devices=4).messages()
     assert set(messages) == {"all-reduce"}
-    activations = [shape for shape in messages["all-reduce"] if shape[:1] == (BATCH // 4,) and shape[-1:] == (64,)]
+    activations = [shape for shape in messages["all-reduce"] if shape[:1] == (BATCH,) and shape[-1:] == (64,)]
     assert len(activations) >= 4
 
 
@@ -144,7 +152,8 @@ def test_the_rule(path, shape, axes, expected):
 def test_the_pieces_of_dit_have_the_paths_that_the_rule_knows():
     """A renamed layer would silently stay whole."""
     mesh = sharding.make_mesh(data=4, tensor=2)
-    leaves = jax.tree_util.tree_flatten_with_path(jax.eval_shape(DIT.init, jax.random.key(0)))[0]
+    network = models.dit((8, 8, 1), patch=2, width=64, depth=2, heads=4)
+    leaves = jax.tree_util.tree_flatten_with_path(jax.eval_shape(network.init, jax.random.key(0)))[0]
     split = [leaf.size for path, leaf in leaves if "tensor" in sharding.place({"a": leaf}, mesh)["a"].spec] or [
         leaf.size
         for path, leaf in leaves
