@@ -34,7 +34,7 @@ demo: .venv/train.installed
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test: .venv/dev.installed
-	@$(PYTEST) -m 'not slow' $(TIMING) tests
+	@$(PYTEST) -m 'not slow' tests
 
 test-slow: .venv/dev.installed
 	@$(PYTEST) -m slow tests

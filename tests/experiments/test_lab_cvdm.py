@@ -195,7 +195,7 @@ def run(*arguments):
 
 
 def test_the_command_goes_through_and_goes_on(tmp_path):
-    tiny = [f"--out={tmp_path}", "--seeds=2", "--steps=2", "--batch_size=4", "--channels=4", "--size=16", "--test=3"]
+    tiny = [f"--out={tmp_path}", "--seeds=2", "--steps=2", "--batch_size=8", "--channels=4", "--size=16", "--test=3"]
     tiny += ["--draws=2", "--sampling_steps=2", "--schedules=cosine,learned"]
     done = run(*tiny)
     assert done.returncode == 0, done.stderr
