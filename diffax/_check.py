@@ -70,7 +70,7 @@ def finite(name: str, value: Any) -> None:
         raise ValueError(f"{name} = {shown(value)}: must be finite")
 
 
-def numbers(name: str, values: Array | np.ndarray) -> None:
+def numbers(name: str, values: ArrayLike) -> None:
     """Raise ValueError unless all of many values, where they are not traced, are finite; says how many are not."""
     if not concrete(values):
         return
