@@ -34,6 +34,7 @@ __all__ = [
     "one_of",
     "one_positive",
     "output",
+    "per_pixel",
     "points",
     "positive",
     "real",
@@ -224,7 +225,7 @@ def level(sigma: Any, x: Array) -> Array:
     if values is not None and not (np.isfinite(values).all() and (values >= 0).all()):
         raise ValueError(f"sigma = {shown(sigma)}: must be finite and >= 0")
     sigma = at_least_float32(sigma)
-    if sigma.shape not in ((), x.shape[:1]) and not (same_axes(sigma.shape, x.shape) and len(sigma) == len(x)):
+    if sigma.shape not in ((), x.shape[:1]) and not per_pixel(sigma.shape, x.shape):
         raise ValueError(
             f"sigma has shape {sigma.shape} for x of shape {x.shape}: must be a scalar, [batch] = {x.shape[:1]}, or "
             "[batch, ...] with the axes of x, each as long as that of x or 1"
@@ -244,6 +245,11 @@ def aligned(name: str, value: ArrayLike, x: Array) -> Array:
             "have the axes of x, each as long as that of x or 1"
         )
     return per_sample(array, x)
+
+
+def per_pixel(shape: tuple[int, ...], of: tuple[int, ...]) -> bool:
+    """Whether a shape has the axes `of` a batch [batch, ...], the first as long, each other as long or 1."""
+    return same_axes(shape, of) and shape[0] == of[0]
 
 
 def same_axes(shape: tuple[int, ...], of: tuple[int, ...]) -> bool:

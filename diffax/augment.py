@@ -54,7 +54,7 @@ def geometric(key: Array, x: Array, probability: float = 0.12, index: Array | No
 
 
 def _draw(key: Array, probability: float) -> tuple[Array, Array, Array]:
-    """What is done to one image: a linear map [2, 2], a move [2], and what the network is told [9], all float32.
+    """Draws a linear map [2, 2], a move [2] and what the network is told [9] for one image, all in float32.
 
     The map leads from places (row, column) in the result to places in the image. The move is in lengths of the axes.
     """

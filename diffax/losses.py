@@ -135,7 +135,7 @@ def drawn(draw: Callable[[Array, int], Array], key: Array, whole: int) -> Array:
 def levels(schedule: Schedule, u: Array, x0: Array) -> Array:
     """logSNR at u [batch], in the dtype of x0. Raises ValueError unless it is [batch], or per pixel of x0."""
     logsnr = jnp.asarray(schedule(u))
-    if logsnr.shape != x0.shape[:1] and not (_check.same_axes(logsnr.shape, x0.shape) and len(logsnr) == len(x0)):
+    if logsnr.shape != x0.shape[:1] and not _check.per_pixel(logsnr.shape, x0.shape):
         raise ValueError(
             f"schedule has logSNR of shape {logsnr.shape} for x0 of shape {x0.shape}: must be [batch], or per pixel "
             "with the axes of x0"

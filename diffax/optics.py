@@ -31,8 +31,7 @@ def gaussian(shape: tuple[int, int], sigma: float) -> np.ndarray:
 
     sigma: its standard deviation in pixels. Raises ValueError unless sigma > 0.
     """
-    _check.one_positive("sigma", sigma)
-    sigma = float(_constant("sigma", sigma))
+    sigma = _length("sigma", sigma)
     return np.exp(-2 * np.pi**2 * sigma**2 * _frequency2(shape))
 
 
@@ -45,8 +44,7 @@ def airy(shape: tuple[int, int], radius: float) -> np.ndarray:
     radius: of the first dark ring in pixels, 0.61 wavelength / numerical aperture; the cut-off is 1.2197 / radius
       cycles a pixel. Raises ValueError unless radius > 0.
     """
-    _check.one_positive("radius", radius)
-    radius = float(_constant("radius", radius))
+    radius = _length("radius", radius)
     nu = np.minimum(np.sqrt(_frequency2(shape)) * radius / _FIRST_ZERO, 1)
     return 2 / np.pi * (np.arccos(nu) - nu * np.sqrt(1 - nu**2))
 
@@ -136,10 +134,7 @@ def propagation(shape: tuple[int, int], distance: float, *, wavelength: float, p
     """
     _check.one("distance", _constant("distance", distance))
     distance = float(distance)
-    _check.one_positive("wavelength", wavelength)
-    wavelength = float(_constant("wavelength", wavelength))
-    _check.one_positive("pixel", pixel)
-    pixel = float(_constant("pixel", pixel))
+    wavelength, pixel = _length("wavelength", wavelength), _length("pixel", pixel)
     f2 = _frequency2(shape) / pixel**2
     axial = np.sqrt(np.maximum(1 / wavelength**2 - f2, 0))
     path = -f2 / (axial + 1 / wavelength)  # axial - 1 / wavelength, without the loss of its digits
@@ -184,6 +179,12 @@ def _frequency2(shape: tuple[int, int]) -> np.ndarray:
         _check.whole(name, length, 1, 100_000)
     rows, columns = (np.fft.fftfreq(n) for n in shape)
     return rows[:, None] ** 2 + columns**2
+
+
+def _length(name: str, value: Any) -> float:
+    """Raises ValueError unless `value` is one positive number that is not traced."""
+    _check.one_positive(name, value)
+    return float(_constant(name, value))
 
 
 def _constant(name: str, value: Any) -> np.ndarray:

@@ -134,8 +134,7 @@ def _grid(sigmas: Any, shape: tuple[int, ...], to_zero: bool | None) -> tuple[An
     values = _check.real("sigmas", sigmas, "be an array [n + 1] with n >= 1")
     array = jnp.asarray(sigmas) if values is None else values
     batch, each = shape[0], array.shape[1:]
-    per_pixel = _check.same_axes(each, shape) and each[0] == batch
-    if array.ndim < 1 or array.shape[0] < 2 or not (each in ((), (batch,)) or per_pixel):
+    if array.ndim < 1 or array.shape[0] < 2 or not (each in ((), (batch,)) or _check.per_pixel(each, shape)):
         raise ValueError(
             f"sigmas has shape {array.shape}: must be [n + 1] or [n + 1, batch = {batch}] with n >= 1, or per pixel "
             f"[n + 1, ...] with the axes {shape} of x"

@@ -73,7 +73,7 @@ class Weighting:
 
     Fields (what a new weighting has to state), each a function of logsnr:
       weight: -> w.
-      root: -> its square root, where that has a range and w none: exp(60) is a float32, its square is not.
+      root: -> the square root of w. State it where w leaves float32 and the root does not.
     """
 
     weight: Callable[[Array], Array]

@@ -179,7 +179,7 @@ def sampler(
 ) -> Callable[[Any, Array, Array, Array], tuple[Array, Array]]:
     """A compiled sampler(params, key, index, label) -> images [batch, height, width, channels] uint8, finite [batch].
 
-    finite says whether a sample was made of finite numbers: NaN has no pixel, and is black.
+    finite says whether all numbers of a sample are finite. A pixel of NaN is black.
     Sample number i starts from noise of fold_in(key, i): index and label are [batch] int. grid is a schedule, or
     "plain" for `dx.grids.plain`; how it and the solver are used is said by the objective. Raises ValueError naming the
     argument at fault.
